@@ -1,0 +1,7 @@
+"""Encode-fuse-decode models that the methods plug into."""
+
+from .avmnist import AVMNISTBackbone, AVMNISTConfig
+from .base import Backbone
+from .generic import GenericBackbone, GenericConfig
+
+__all__ = ["AVMNISTBackbone", "AVMNISTConfig", "Backbone", "GenericBackbone", "GenericConfig"]

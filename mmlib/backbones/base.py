@@ -1,0 +1,80 @@
+"""What every backbone offers: one encoder a modality, a fusion, a decoder."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..batch import MultimodalBatch
+
+__all__ = ["Backbone"]
+
+
+class Backbone(nn.Module):
+    """Encode, fuse, decode. A subclass defines `encoders`, `encode_modality`, `fuse` and `decode`.
+
+    ``encode(batch) -> {m: h[m]}``, row i of ``h[m]`` depends on row i of modality m alone (in eval mode; batch
+    statistics are taken over the rows that are encoded). A row whose modality is absent encodes to zeros and its
+    encoder does not run on it, so batch statistics never see placeholders; with ``encode_absent=True`` it runs on the
+    placeholder, as in several releases.
+
+    ``independent_encoders`` says whether the first sentence holds. The coalition engine relies on it.
+    """
+
+    independent_encoders: bool = True
+
+    def __init__(self, encode_absent: bool = False):
+        super().__init__()
+        self.encode_absent = encode_absent
+        self.encoders = nn.ModuleDict()
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        return tuple(self.encoders)
+
+    def encode_modality(self, name: str, x: Tensor, valid: Tensor) -> Tensor:
+        """x [n, ...], valid bool [n, T] -> h [n, d] (or more axes); a row without a valid frame encodes to zeros."""
+        raise NotImplementedError
+
+    def encode(self, batch: MultimodalBatch) -> dict[str, Tensor]:
+        """Per modality h[m] [*N, d]; zeros where the modality is absent."""
+        if batch.modalities != self.modalities:
+            raise ValueError(f"batch: expected the modalities {list(self.modalities)}, got {list(batch.modalities)}")
+        lead = len(batch.shape)
+        encodings = {}
+        for m, (name, x) in enumerate(batch.features.items()):
+            flat, valid = x.flatten(0, lead - 1), batch.valid[name].flatten(0, lead - 1)
+            if self.encode_absent:
+                h = self.encode_modality(name, flat, valid)
+            else:
+                h = self._encode_rows(name, flat, valid, batch.present[..., m].flatten())
+            encodings[name] = h.unflatten(0, batch.shape)
+        return encodings
+
+    def _encode_rows(self, name: str, x: Tensor, valid: Tensor, there: Tensor) -> Tensor:
+        """The encoding of the rows that are there, zeros elsewhere."""
+        rows = there.nonzero()[:, 0]
+        if len(rows) == len(x):
+            return self.encode_modality(name, x, valid)
+        if len(rows) == 0:
+            # The encoder's output shape is known only from a run: one placeholder row, without touching any statistics.
+            with torch.no_grad():
+                training = self.training
+                self.eval()
+                like = self.encode_modality(name, x[:1], valid[:1])
+                self.train(training)
+            return like.new_zeros(len(x), *like.shape[1:])
+        h = self.encode_modality(name, x[rows], valid[rows])
+        return h.new_zeros(len(x), *h.shape[1:]).index_copy(0, rows, h)
+
+    def fuse(self, h: dict[str, Tensor], present: Tensor, batch: MultimodalBatch) -> Tensor:
+        """h[m] [*N, d_m], present bool [*N, M] -> z [*N, d]."""
+        raise NotImplementedError
+
+    def decode(self, z: Tensor) -> Tensor:
+        """z [*N, d] -> logits [*N, K]."""
+        raise NotImplementedError
+
+    def forward(self, batch: MultimodalBatch) -> Tensor:
+        """Logits [*N, K] of a batch, with what it has present."""
+        return self.decode(self.fuse(self.encode(batch), batch.present, batch))

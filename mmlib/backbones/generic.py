@@ -1,0 +1,138 @@
+"""One backbone for vectors, sequences, images, volumes and token ids of any number of modalities."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..batch import MultimodalBatch, MultimodalDataset
+from ..layers import MLP, masked_mean
+from .base import Backbone
+
+__all__ = ["GenericBackbone", "GenericConfig"]
+
+
+@dataclass(frozen=True)
+class GenericConfig:
+    """Shapes of the data and widths of the net."""
+
+    feature_shapes: dict[str, tuple[int, ...]]  # one sample of each modality: (T, D), (C, H, W), (C, X, Y, Z) or (T,)
+    outputs: int  # K: classes, or 1 for regression
+    width: int = 64  # d: width of every encoding
+    dropout: float = 0.1
+    vocabulary: int = 30522  # token ids lie below this (only for token modalities)
+    encode_absent: bool = False  # run encoders on placeholders, as several releases do
+
+    def __post_init__(self) -> None:
+        if not self.feature_shapes:
+            raise ValueError("feature_shapes: expected at least one modality")
+        for name in ("outputs", "width", "vocabulary"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout: expected a rate in [0, 1), got {self.dropout}")
+
+
+class _Frames(nn.Module):
+    """Sequences [n, T, D] or tokens [n, T] -> [n, d]: two convolutions over time, then the mean over valid frames."""
+
+    def __init__(self, shape: tuple[int, ...], config: GenericConfig):
+        super().__init__()
+        width = config.width
+        embed = nn.Embedding(config.vocabulary, width) if len(shape) == 1 else nn.Linear(shape[-1], width)
+        self.embed: nn.Module = embed
+        self.first = nn.Conv1d(width, width, 3, padding=1)
+        self.second = nn.Conv1d(width, width, 3, padding=1)
+        self.out = MLP([2 * width, width], config.dropout)
+        self.drop = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, valid: Tensor) -> Tensor:
+        keep = valid[:, None, :]
+        h = self.embed(x).transpose(1, 2)  # [n, d, T]
+        # Padding is zeroed before each convolution, so a sequence means the same however long its batch is.
+        h = h + torch.relu(self.first(torch.where(keep, h, 0)))
+        h = h + torch.relu(self.second(torch.where(keep, h, 0)))
+        top = torch.where(keep, h, -torch.inf).amax(-1)
+        pooled = torch.cat([masked_mean(h.transpose(1, 2), valid), torch.where(valid.any(-1)[:, None], top, 0)], -1)
+        return torch.relu(self.out(self.drop(pooled)))
+
+
+class _Grid(nn.Module):
+    """Images [n, C, H, W] or volumes [n, C, X, Y, Z] -> [n, d]: two convolutions with pooling, then a linear map."""
+
+    def __init__(self, shape: tuple[int, ...], config: GenericConfig):
+        super().__init__()
+        conv, pool = (nn.Conv2d, nn.AdaptiveAvgPool2d) if len(shape) == 3 else (nn.Conv3d, nn.AdaptiveAvgPool3d)
+        half = max(config.width // 2, 1)
+        self.net = nn.Sequential(
+            conv(shape[0], half, 3, padding=1),
+            nn.ReLU(),
+            conv(half, config.width, 3, stride=2, padding=1),
+            nn.ReLU(),
+            pool(4),
+            nn.Flatten(),
+            nn.Dropout(config.dropout),
+            nn.Linear(config.width * 4 ** (len(shape) - 1), config.width),
+            nn.ReLU(),
+        )
+
+    def forward(self, x: Tensor, valid: Tensor) -> Tensor:
+        return self.net(x)
+
+
+class _Vector(nn.Module):
+    """Vectors [n, 1, D] -> [n, d]."""
+
+    def __init__(self, shape: tuple[int, ...], config: GenericConfig):
+        super().__init__()
+        self.net = MLP([shape[-1], config.width, config.width], config.dropout)
+
+    def forward(self, x: Tensor, valid: Tensor) -> Tensor:
+        return torch.relu(self.net(x[:, 0]))
+
+
+class GenericBackbone(Backbone):
+    """An encoder for each modality by its shape, concatenation of the present encodings, and a two-layer decoder.
+
+    A modality that is not there contributes zeros to the concatenation, as in MCE and BALM. Frames are pooled over
+    ``valid``. Raises ValueError for features whose shape is not the configuration's.
+    """
+
+    def __init__(self, config: GenericConfig):
+        super().__init__(config.encode_absent)
+        self.config = config
+        for name, shape in config.feature_shapes.items():
+            kind: type[nn.Module]
+            if len(shape) == 1 or (len(shape) == 2 and shape[0] > 1):
+                kind = _Frames
+            elif len(shape) == 2:
+                kind = _Vector
+            elif len(shape) in (3, 4):
+                kind = _Grid
+            else:
+                raise ValueError(
+                    f"feature_shapes[{name!r}]: expected (T, D), (C, H, W), (C, X, Y, Z) or (T,), got {shape}"
+                )
+            self.encoders[name] = kind(tuple(shape), config)
+        self.decoder = MLP([config.width * len(self.encoders), config.width, config.outputs], config.dropout)
+
+    @classmethod
+    def for_data(cls, data: MultimodalDataset, **options: Any) -> GenericBackbone:
+        """The backbone that fits a data set's shapes and outputs."""
+        return cls(GenericConfig(data.feature_shapes, data.info["outputs"], **options))
+
+    def encode_modality(self, name: str, x: Tensor, valid: Tensor) -> Tensor:
+        expected = self.config.feature_shapes[name]
+        if len(x.shape[1:]) != len(expected) or (len(expected) > 1 and x.shape[-1] != expected[-1]):
+            raise ValueError(f"features[{name!r}]: expected samples of shape {expected}, got {tuple(x.shape[1:])}")
+        h = self.encoders[name](x, valid)
+        return torch.where(valid.any(-1)[:, None], h, 0)
+
+    def fuse(self, h: dict[str, Tensor], present: Tensor, batch: MultimodalBatch) -> Tensor:
+        return torch.cat([torch.where(present[..., m, None], h[name], 0) for m, name in enumerate(self.modalities)], -1)
+
+    def decode(self, z: Tensor) -> Tensor:
+        return self.decoder(z)

@@ -1,0 +1,37 @@
+"""Joint training: one task loss on whatever is present, optionally with modality dropout. Every method's baseline."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ..backbones.base import Backbone
+from ..batch import MultimodalBatch, Output
+from ..losses import task_loss
+
+__all__ = ["JointTraining"]
+
+
+class JointTraining(nn.Module):
+    """A backbone with the task loss.
+
+    modality_dropout : in training each present modality of each sample is switched off with this probability; a
+        sample that would lose all of them keeps them all. In [0, 1).
+    """
+
+    def __init__(self, backbone: Backbone, modality_dropout: float = 0.0):
+        super().__init__()
+        if not 0 <= modality_dropout < 1:
+            raise ValueError(f"modality_dropout: expected a rate in [0, 1), got {modality_dropout}")
+        self.backbone = backbone
+        self.modality_dropout = modality_dropout
+
+    def forward(self, batch: MultimodalBatch) -> Output:
+        if self.training and self.modality_dropout:
+            keep = torch.rand(batch.present.shape, device=batch.device) >= self.modality_dropout
+            kept = batch.present & keep
+            batch = batch.drop(present=torch.where(kept.any(-1, keepdim=True), kept, batch.present))
+        logits = self.backbone(batch)
+        if not self.training or batch.target is None:
+            return Output(logits, {})
+        return Output(logits, {"task": task_loss(logits, batch.target)})

@@ -97,7 +97,7 @@ def _first_existing(path: Path) -> Path:
 
 
 def source(thing: Callable[..., Any] | type, start: str | None = None, stop: str | None = None) -> Any:
-    """The source of ``thing`` as the library has it, optionally from the line matching ``start`` to the one before ``stop``.
+    """The source of ``thing`` as the library has it, or its lines from one matching ``start`` to one before ``stop``.
 
     Shown, never retyped, so the page cannot drift from the code.
     """

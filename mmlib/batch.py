@@ -109,8 +109,8 @@ class MultimodalBatch:
     def __post_init__(self) -> None:
         if not self.features:
             raise ValueError("features: expected at least one modality, got none")
-        if self.present.dtype != torch.bool:
-            raise TypeError(f"present: expected a bool tensor [*N, M], got {self.present.dtype}")
+        if not isinstance(self.present, Tensor) or self.present.dtype != torch.bool:
+            raise TypeError(f"present: expected a bool tensor [*N, M], got {_kind(self.present)}")
         if self.present.ndim < 2 or self.present.shape[-1] != len(self.features):
             raise ValueError(
                 f"present: expected shape [*N, {len(self.features)}] for the modalities {list(self.features)}, "
@@ -122,9 +122,16 @@ class MultimodalBatch:
                 raise ValueError(f"{name}: unknown modalities {sorted(unknown)}; known are {list(self.features)}")
         valid, observed = {}, {}
         for m, (name, x) in enumerate(self.features.items()):
+            if not isinstance(x, Tensor) or not (x.is_floating_point() or x.dtype == torch.int64):
+                raise TypeError(f"features[{name!r}]: expected a tensor of floats or int64 token ids, got {_kind(x)}")
             if tuple(x.shape[: len(self.shape)]) != self.shape:
                 raise ValueError(
                     f"features[{name!r}]: expected the leading shape {self.shape} of present, got {tuple(x.shape)}"
+                )
+            if not x.is_floating_point() and x.ndim != len(self.shape) + 1:
+                raise TypeError(
+                    f"features[{name!r}]: expected int64 token ids [*N, T] or float features, got {x.dtype} "
+                    f"{tuple(x.shape)}"
                 )
             frames = x.shape[frame_axis(x, len(self.shape))]
             expected = (*self.shape, frames)
@@ -132,13 +139,15 @@ class MultimodalBatch:
                 valid[name] = self.valid[name]
             else:
                 valid[name] = torch.ones(expected, dtype=torch.bool, device=x.device)
-            observed[name] = self.observed.get(name, valid[name] & self.present[..., m, None])
-            for what, mask in (("valid", valid[name]), ("observed", observed[name])):
-                if mask.dtype != torch.bool or tuple(mask.shape) != expected:
-                    raise ValueError(
-                        f"{what}[{name!r}]: expected bool {expected}, got {mask.dtype} {tuple(mask.shape)}"
-                    )
+            self._check_mask("valid", name, valid[name], expected)
+            if name in self.observed:
+                observed[name] = self.observed[name]
+            else:
+                observed[name] = valid[name] & self.present[..., m, None]
+            self._check_mask("observed", name, observed[name], expected)
         self.valid, self.observed = valid, observed
+        if self.target is not None and not isinstance(self.target, Tensor):
+            raise TypeError(f"target: expected a tensor, got {_kind(self.target)}")
         if self.target is not None and tuple(self.target.shape[: len(self.shape)]) != self.shape:
             raise ValueError(f"target: expected the leading shape {self.shape}, got {tuple(self.target.shape)}")
         for what, rows in {"ids": self.ids, **self.extras}.items():
@@ -146,6 +155,11 @@ class MultimodalBatch:
                 raise ValueError(f"{what}: expected {self.shape[0]} rows, got shape {tuple(rows.shape)}")
         if self.complete is not None and self.complete.shape != self.shape:
             raise ValueError(f"complete: expected the leading shape {self.shape}, got {self.complete.shape}")
+
+    @staticmethod
+    def _check_mask(what: str, name: str, mask: Tensor, expected: tuple[int, ...]) -> None:
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool or tuple(mask.shape) != expected:
+            raise ValueError(f"{what}[{name!r}]: expected bool {expected}, got {_kind(mask)}")
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -190,12 +204,14 @@ class MultimodalBatch:
 
     def __getitem__(self, rows: Tensor | slice | Sequence[int] | int) -> MultimodalBatch:
         """The samples at ``rows`` (an index tensor, bool mask, slice, list or one integer), as a batch."""
-        if isinstance(rows, int):
+        if isinstance(rows, int) or getattr(rows, "ndim", None) == 0:
+            rows = int(rows)  # type: ignore[arg-type]  # also NumPy's and torch's integers
             if not -len(self) <= rows < len(self):
                 raise IndexError(f"rows: expected an index below {len(self)}, got {rows}")
             rows = slice(rows, rows + 1) if rows != -1 else slice(-1, None)
         if not isinstance(rows, (Tensor, slice)):
             rows = torch.as_tensor(rows, device=self.device)
+            rows = rows if rows.numel() else rows.long()  # an empty list is float by default
         return self._map(lambda x: x[rows])
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> MultimodalBatch:
@@ -216,15 +232,21 @@ class MultimodalBatch:
 
         A modality that loses all its frames becomes absent. ``valid`` never changes.
         """
-        keep = self.present if present is None else self.present & present
-        if keep.shape != self.present.shape:
-            raise ValueError(f"present: expected [*N, M] = {tuple(self.present.shape)}, got {tuple(present.shape)}")  # type: ignore[union-attr]
+        keep = self.present
+        if present is not None:
+            if not isinstance(present, Tensor) or present.dtype != torch.bool:
+                raise TypeError(f"present: expected a bool tensor [*N, M] or [M], got {_kind(present)}")
+            if present.shape not in (keep.shape, keep.shape[-1:]):
+                raise ValueError(f"present: expected [*N, M] = {tuple(keep.shape)} or [M], got {tuple(present.shape)}")
+            keep = keep & present
         if observed is not None and (unknown := set(observed) - set(self.features)):
             raise ValueError(f"observed: unknown modalities {sorted(unknown)}; known are {list(self.features)}")
         features, seen, there = {}, {}, []
         for m, (name, x) in enumerate(self.features.items()):
             mask = self.observed[name] & keep[..., m, None]
             if observed is not None and name in observed:
+                if not isinstance(observed[name], Tensor) or observed[name].dtype != torch.bool:
+                    raise TypeError(f"observed[{name!r}]: expected a bool tensor, got {_kind(observed[name])}")
                 if observed[name].shape != mask.shape:
                     raise ValueError(
                         f"observed[{name!r}]: expected {tuple(mask.shape)}, got {tuple(observed[name].shape)}"
@@ -237,6 +259,8 @@ class MultimodalBatch:
 
     def select(self, modalities: Sequence[str]) -> MultimodalBatch:
         """The batch with these modalities alone, in this order. A sample may be left with none of them."""
+        if isinstance(modalities, str) or len(set(modalities)) < len(modalities):
+            raise ValueError(f"modalities: expected a list of different names, got {modalities!r}")
         places = [self.index(name) for name in modalities]
         pick = lambda d: {name: d[name] for name in modalities if name in d}
         return self.replace(
@@ -276,6 +300,11 @@ class MultimodalBatch:
             low, high = int(self.target.min()), int(self.target.max())
             if low < 0 or high >= classes:
                 raise ValueError(f"target: expected classes in [0, {classes}), got values from {low} to {high}")
+
+
+def _kind(x: Any) -> str:
+    """What ``x`` is, for messages."""
+    return f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
 
 
 def _blank(x: Tensor, keep: Tensor, valid: Tensor, fill: int | None) -> Tensor:
@@ -373,6 +402,8 @@ class MultimodalDataset(torch.utils.data.Dataset):
         index = torch.as_tensor(rows)
         if index.dtype == torch.bool:
             index = index.nonzero()[:, 0]
+        if not index.numel():
+            raise ValueError("rows: expected at least one sample, got an empty split")
         names = None if self.names is None else [self.names[i] for i in index.tolist()]
         return MultimodalDataset(self.data[index.to(self.device)], self.info, names)
 
@@ -484,7 +515,11 @@ class MultimodalDataset(torch.utils.data.Dataset):
         facts = dict(info or {})
         if classes is not None:
             facts["outputs"] = classes
-        data.check_values(classes=classes if classes is not None else (1 << 31))
+        if classes is not None and data.target is not None and data.target.is_floating_point():
+            raise TypeError(f"target: expected integers for {classes} classes, got {_kind(data.target)}")
+        if classes is None and data.target is not None and not data.target.is_floating_point():
+            classes = max(int(data.target.max()) + 1, 1)
+        data.check_values(classes)
         return cls(data, facts, None if ids is None else [str(i) for i in ids])
 
     @classmethod
@@ -510,7 +545,7 @@ def _as_features(name: str, values: Any, lengths: Any) -> tuple[Tensor, Tensor, 
     """(features [n, ...], valid [n, T], there [n]) of one modality, from whatever the user has."""
     if isinstance(values, (list, tuple)) and any(v is None or getattr(v, "ndim", 0) for v in values):
         values, lengths = _pad(name, values, lengths)
-    x = torch.as_tensor(values)
+    x = _tensor(f"features[{name!r}]", values)
     if x.dtype == torch.bool or x.is_complex():
         raise TypeError(f"features[{name!r}]: expected floats or integer token ids, got {x.dtype}")
     x = x.to(torch.float32 if x.is_floating_point() or x.ndim != 2 else torch.int64)
@@ -542,31 +577,46 @@ def _as_features(name: str, values: Any, lengths: Any) -> tuple[Tensor, Tensor, 
 
 
 def _pad(name: str, values: Sequence[Any], lengths: Any) -> tuple[Tensor, Any]:
-    """A list of arrays, some None, as one tensor: missing rows NaN, shorter sequences zero-padded at the end."""
-    rows = [None if v is None else torch.as_tensor(v) for v in values]
+    """A list of arrays, some None, as one tensor: missing rows NaN (token ids: 0), shorter sequences zero-padded."""
+    rows = [None if v is None else _tensor(f"features[{name!r}]", v) for v in values]
     given = [r for r in rows if r is not None]
     if not given:
         raise ValueError(f"features[{name!r}]: the modality is missing in every sample")
-    ranks = {r.ndim for r in given}
-    tails = {tuple(r.shape[1:]) if r.ndim == 2 else tuple(r.shape) for r in given}
-    if len(ranks) > 1 or (len(tails) > 1):
-        raise ValueError(f"features[{name!r}]: expected arrays of one rank and width, got shapes {sorted(tails)[:5]}")
-    if ranks == {2} and lengths is None:
+    tokens = all(r.ndim == 1 and not r.is_floating_point() and not r.is_complex() for r in given)
+    sequence = tokens or all(r.ndim == 2 for r in given)
+    tails = {(r.ndim, *(r.shape[1:] if sequence else r.shape)) for r in given}
+    if len(tails) > 1 or min(r.ndim for r in given) == 0:
+        shapes = sorted({tuple(r.shape) for r in given})
+        raise ValueError(f"features[{name!r}]: expected arrays of one rank and width, got shapes {shapes[:5]}")
+    if sequence and lengths is None:
         lengths = [0 if r is None else len(r) for r in rows]
     longest = max(len(r) for r in given)
-    shape = (longest, *given[0].shape[1:]) if ranks == {2} else tuple(given[0].shape)
-    x = torch.full((len(rows), *shape), torch.nan)
+    shape = (longest, *given[0].shape[1:])
+    blank = torch.zeros(shape, dtype=torch.int64) if tokens else torch.full(shape, torch.nan)
+    x = blank.repeat(len(rows), *[1] * len(shape))
     for i, r in enumerate(rows):
         if r is not None:
             x[i] = 0
-            x[i, : len(r)] = r.to(torch.float32)
+            x[i, : len(r)] = r.to(x.dtype)
     return x, lengths
+
+
+def _tensor(what: str, values: Any) -> Tensor:
+    """``values`` as a tensor of numbers; TypeError or ValueError that names the argument."""
+    try:
+        if getattr(getattr(values, "flags", None), "writeable", True) is False:
+            values = values.copy()  # a read-only NumPy array, which torch cannot share
+        return torch.as_tensor(values)
+    except (TypeError, RuntimeError) as error:
+        raise TypeError(f"{what}: expected numbers, got {type(values).__name__} ({error})") from error
+    except ValueError as error:
+        raise ValueError(f"{what}: expected an array of numbers, got {type(values).__name__} ({error})") from error
 
 
 def _as_target(target: Any, n: int) -> Tensor | None:
     if target is None:
         return None
-    y = torch.as_tensor(target)
+    y = _tensor("target", target)
     y = y.to(torch.float32) if y.is_floating_point() else y.to(torch.int64)
     if y.ndim < 1 or len(y) != n:
         raise ValueError(f"target: expected {n} values, one a sample, got shape {tuple(y.shape)}")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..batch import MultimodalBatch
+from ..batch import MultimodalBatch, per_frame
+from ..layers import scoring
 
 __all__ = ["Backbone"]
 
@@ -44,10 +45,13 @@ class Backbone(nn.Module):
         encodings = {}
         for m, (name, x) in enumerate(batch.features.items()):
             flat, valid = x.flatten(0, lead - 1), batch.valid[name].flatten(0, lead - 1)
+            there = batch.present[..., m].flatten()
             if self.encode_absent:
+                if flat.is_floating_point():  # whatever stands there, the placeholder is zero
+                    flat = torch.where(per_frame(there[:, None].expand(valid.shape), flat), flat, 0)
                 h = self.encode_modality(name, flat, valid)
             else:
-                h = self._encode_rows(name, flat, valid, batch.present[..., m].flatten())
+                h = self._encode_rows(name, flat, valid, there)
             encodings[name] = h.unflatten(0, batch.shape)
         return encodings
 
@@ -58,11 +62,8 @@ class Backbone(nn.Module):
             return self.encode_modality(name, x, valid)
         if len(rows) == 0:
             # The encoder's output shape is known only from a run: one placeholder row, without touching any statistics.
-            with torch.no_grad():
-                training = self.training
-                self.eval()
-                like = self.encode_modality(name, x[:1], valid[:1])
-                self.train(training)
+            with scoring(self):
+                like = self.encode_modality(name, torch.zeros_like(x[:1]), torch.ones_like(valid[:1]))
             return like.new_zeros(len(x), *like.shape[1:])
         h = self.encode_modality(name, x[rows], valid[rows])
         return h.new_zeros(len(x), *h.shape[1:]).index_copy(0, rows, h)

@@ -1,0 +1,577 @@
+"""What a model predicts from every subset of its modalities, and the Shapley values that follow.
+
+A coalition is a set of modalities. Bit m of its number k says whether modality m belongs to it, so coalition 0 is
+empty and coalition 2**M - 1 has everything; every table ``[..., 2**M]`` here is in that order.
+
+Two halves. The pure tensor functions (`coalition_masks`, `shapley_values`, `prediction_shift_score`,
+`prediction_accuracy_score`, `accuracy_values`) turn a table of values into credit per modality. `coalition_logits`
+fills such a table: each modality is encoded once, a coalition is a selection between encodings, and only fusion and
+decoder see a row per coalition and sample.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .batch import MultimodalBatch, per_frame
+from .layers import scoring
+
+__all__ = [
+    "MAX_EXACT",
+    "accuracy_values",
+    "coalition_logits",
+    "coalition_masks",
+    "discrete_predictions",
+    "monte_carlo_shapley",
+    "permutation_shapley",
+    "prediction_accuracy_score",
+    "prediction_shift_score",
+    "scoring",
+    "shapley_values",
+    "shapley_weights",
+    "subset_predictions",
+    "subset_values",
+]
+
+MAX_EXACT = 16  # 2**16 coalitions a sample; beyond it, permutations are drawn
+
+
+# --- values in, credit out -------------------------------------------------------------------------------------------
+
+
+def coalition_masks(M: int, device: torch.device | str | None = None) -> Tensor:
+    """All subsets of M modalities as bool [2**M, M]: row k is the binary expansion of k, bit m is modality m.
+
+    Raises ValueError unless 1 <= M <= 16.
+    """
+    if not isinstance(M, int) or not 1 <= M <= MAX_EXACT:
+        raise ValueError(
+            f"M: expected an integer from 1 to {MAX_EXACT}, got {M}; with more modalities use monte_carlo_shapley"
+        )
+    return _bits(torch.arange(2**M, device=device), M)
+
+
+def _bits(codes: Tensor, M: int) -> Tensor:
+    """int64 [...] -> bool [..., M], the lowest bit first."""
+    return (codes[..., None] >> torch.arange(M, device=codes.device)) & 1 == 1
+
+
+def shapley_weights(M: int) -> tuple[float, ...]:
+    """The weight s! (M - s - 1)! / M! of a coalition of s other modalities, for s = 0, ..., M - 1."""
+    return tuple(math.factorial(s) * math.factorial(M - s - 1) / math.factorial(M) for s in range(M))
+
+
+def _build_matrix(M: int) -> Tensor:
+    """W float64 [2**M, M] with phi = v @ W: a coalition adds to its members and takes from the others.
+
+    W[k, m] = w(|k| - 1) where m is in k, and -w(|k|) where it is not.
+    """
+    masks = coalition_masks(M)
+    weights = torch.tensor([0.0, *shapley_weights(M), 0.0], dtype=torch.float64)  # weights[s + 1] is w(s)
+    size = masks.sum(-1, keepdim=True)
+    return torch.where(masks, weights[size], -weights[size + 1])
+
+
+def _build_pairs(M: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Per modality the coalitions without it and the same with it, int64 [M, 2**(M-1)]; weights [2**(M-1)]."""
+    others, m = torch.arange(2 ** (M - 1)), torch.arange(M)[:, None]
+    without = (others >> m << (m + 1)) | (others & ((1 << m) - 1))  # a zero put in at bit m
+    weights = torch.tensor(shapley_weights(M), dtype=torch.float64)[_bits(others, M).sum(-1)]
+    return without, without + (1 << m), weights
+
+
+_cached_matrix = lru_cache(maxsize=MAX_EXACT)(_build_matrix)
+_cached_pairs = lru_cache(maxsize=MAX_EXACT)(_build_pairs)
+
+
+def _players(table: Tensor, name: str) -> int:
+    """M, from a table [..., 2**M]."""
+    count = table.shape[-1] if table.ndim else 0
+    M = count.bit_length() - 1
+    if count < 2 or count != 2**M:
+        raise ValueError(
+            f"{name}: expected [..., 2**M] with one entry per coalition of M >= 1 modalities, "
+            f"got shape {tuple(table.shape)}"
+        )
+    if M > MAX_EXACT:
+        raise ValueError(f"{name}: expected at most {MAX_EXACT} modalities, got {M}; use monte_carlo_shapley")
+    return M
+
+
+def _check_finite(values: Tensor, name: str) -> None:
+    # A compiled graph cannot branch on values; there the caller's values are taken as they are.
+    if not torch.compiler.is_compiling() and values.is_floating_point() and not bool(torch.isfinite(values).all()):
+        raise ValueError(f"{name}: expected finite values, got NaN or infinity")
+
+
+def shapley_values(v: Tensor) -> Tensor:
+    """The exact Shapley value of each modality, from the value of every coalition: v [..., 2**M] -> [..., M].
+
+    phi_m = sum over S without m of |S|! (M - |S| - 1)! / M! (v(S + m) - v(S)), as one product ``v @ W`` whose matrix
+    is built once per M. The values sum to v(all) - v(nothing). Integers and bools count as floats. A modality that
+    never changes v (an absent one) gets 0, up to rounding. Shapley (1953); MCE Eq. 5.
+
+    Raises ValueError for a last axis that is no power of two, for M > 16, and for NaN or infinite values.
+    """
+    M = _players(v, "v")
+    _check_finite(v, "v")
+    if not v.is_floating_point():
+        v = v.to(torch.get_default_dtype())
+    matrix = _build_matrix(M) if torch.compiler.is_compiling() else _cached_matrix(M)
+    return v @ matrix.to(v)
+
+
+def prediction_shift_score(predictions: Tensor) -> Tensor:
+    """How often a modality changes the prediction: int [..., 2**M] -> [..., M] in [0, 1], DREAM Eqs. 1-2.
+
+    The Shapley-weighted share of the coalitions S without m where the prediction from S + m differs from that from S.
+    Needs no label. Exactly 0 for a modality that never changes the prediction, 1 for one that always does.
+
+    Raises TypeError for floating predictions (see `discrete_predictions`), ValueError as `shapley_values`.
+    """
+    if predictions.is_floating_point():
+        raise TypeError(
+            f"predictions: expected integer classes, got {predictions.dtype}; use discrete_predictions for scores"
+        )
+    M = _players(predictions, "predictions")
+    without, joined, weights = _build_pairs(M) if torch.compiler.is_compiling() else _cached_pairs(M)
+    device, dtype = predictions.device, torch.get_default_dtype()
+    shift = predictions[..., joined.to(device)] != predictions[..., without.to(device)]
+    return (shift * weights.to(device, dtype)).sum(-1)
+
+
+def prediction_accuracy_score(predictions: Tensor, target: Tensor) -> Tensor:
+    """What a modality adds to being right: int [..., 2**M] and target [...] -> [..., M], DREAM Eqs. 3-4.
+
+    The Shapley value of V(S) = |S| where the prediction from S equals the target, else 0; so V(nothing) = 0, and the
+    scores sum to M where the full prediction is right and to 0 where it is wrong. A score can be negative.
+
+    ``target`` broadcasts against ``predictions[..., 0]``; ValueError if it does not.
+    """
+    M = _players(predictions, "predictions")
+    try:
+        target = torch.broadcast_to(target, predictions.shape[:-1])
+    except RuntimeError:
+        raise ValueError(
+            f"target: expected a shape that broadcasts to {tuple(predictions.shape[:-1])}, got {tuple(target.shape)}"
+        ) from None
+    size = coalition_masks(M, predictions.device).sum(-1)
+    return shapley_values((predictions == target[..., None]) * size)
+
+
+def permutation_shapley(value: Callable[[Tensor], Tensor], present: Tensor, orders: Tensor) -> Tensor:
+    """Shapley values averaged over the given orders of arrival: int64 [B, R, M] -> [B, M].
+
+    Each row of ``orders`` is a permutation of the modalities. A modality is credited with what it adds on arriving;
+    absent modalities arrive and add nothing. With all M! orders the result is exact.
+
+    value : bool [S, B, M] -> float [S, B], called once; in column b, no coalition but the empty one occurs twice. A
+        sample with fewer distinct coalitions than another is padded with its empty one.
+    present : bool [B, M]; coalitions are cut to it before they are evaluated
+
+    Raises ValueError for wrong shapes, for M > 62, and where ``value`` returns a wrong shape, NaN or infinity.
+    """
+    if present.dtype != torch.bool or present.ndim != 2:
+        raise ValueError(f"present: expected bool [B, M], got {present.dtype} {tuple(present.shape)}")
+    B, M = present.shape
+    if not 1 <= M <= 62:
+        raise ValueError(f"present: expected 1 to 62 modalities, got {M}")
+    if orders.ndim != 3 or orders.shape[0] != B or orders.shape[2] != M or orders.shape[1] < 1:
+        raise ValueError(f"orders: expected int64 [{B}, R, {M}] with R >= 1, got {tuple(orders.shape)}")
+    R = orders.shape[1]
+    joins = torch.gather(present.long() << torch.arange(M, device=present.device), 1, orders.flatten(1))
+    after = joins.view(B, R, M).cumsum(-1)  # the coalition, as a number, once each modality has arrived
+    codes = torch.cat([after.new_zeros(B, R, 1), after], -1).flatten(1)
+
+    # Per sample: sort, number the distinct coalitions, and remember each one's place.
+    ordered, where = codes.sort(-1)
+    place = torch.zeros_like(ordered)
+    place[:, 1:] = (ordered[:, 1:] != ordered[:, :-1]).cumsum(-1)
+    S = int(place[:, -1].max()) + 1 if B else 1
+    distinct = codes.new_zeros(B, S).scatter_(1, place, ordered)  # what is left over stays 0, the empty coalition
+    masks = _bits(distinct.t(), M)
+
+    values = value(masks)
+    if values.shape != (S, B):
+        raise ValueError(f"value: expected a function that returns [{S}, {B}] for masks [{S}, {B}, {M}], "
+                         f"got shape {tuple(values.shape)}")  # fmt: skip
+    if not values.is_floating_point():
+        values = values.to(torch.get_default_dtype())
+    _check_finite(values, "value")
+    index = torch.empty_like(place).scatter_(1, where, place)
+    path = values.t().gather(1, index).view(B, R, M + 1)
+    gains = path[..., 1:] - path[..., :-1]
+    return gains.new_zeros(B, M).scatter_add(1, orders.flatten(1), gains.flatten(1)) / R
+
+
+def monte_carlo_shapley(
+    value: Callable[[Tensor], Tensor],
+    present: Tensor,
+    permutations: int,
+    generator: torch.Generator | None = None,
+    antithetic: bool = False,
+) -> Tensor:
+    """Unbiased estimates of the Shapley values from random orders of arrival, for any M up to 62 -> [B, M].
+
+    Every sample draws its own ``permutations`` orders. Coalitions that recur are evaluated once and re-weighted, so
+    the cost never exceeds the exact one of 2**(present modalities). The estimates of a sample sum to
+    v(all present) - v(nothing) whatever is drawn, and an absent modality gets exactly 0. Castro et al. (2009); MCE
+    section 5.
+
+    value : bool [S, B, M] -> float [S, B], called once (see `permutation_shapley`)
+    antithetic : every second order is the reverse of the one before it
+
+    Raises ValueError for permutations < 1 and as `permutation_shapley`.
+    """
+    if not isinstance(permutations, int) or permutations < 1:
+        raise ValueError(f"permutations: expected an integer of at least 1, got {permutations}")
+    if present.ndim != 2:
+        raise ValueError(f"present: expected bool [B, M], got {present.dtype} {tuple(present.shape)}")
+    B, M = present.shape
+    drawn = (permutations + 1) // 2 if antithetic else permutations
+    device = present.device if generator is None else generator.device
+    orders = torch.rand(B, drawn, M, generator=generator, device=device, dtype=torch.float64).argsort(-1)
+    if antithetic:
+        orders = torch.stack([orders, orders.flip(-1)], 2).flatten(1, 2)[:, :permutations]
+    return permutation_shapley(value, present, orders.to(present.device))
+
+
+# --- logits to values ------------------------------------------------------------------------------------------------
+
+
+def discrete_predictions(logits: Tensor, regression: bool, how: str = "sign_ge") -> Tensor:
+    """The prediction as an integer: logits [..., K] -> int64 [...], which class, or for regression which side.
+
+    how : for regression, "sign_ge" (1 where score >= 0), "sign_gt" (score > 0) or "round7" (the nearest integer in
+        -3 to 3). Ignored for classes.
+    """
+    if not regression:
+        return logits.argmax(-1)
+    if logits.shape[-1] != 1:
+        raise ValueError(f"logits: expected one score [..., 1] for regression, got {tuple(logits.shape)}")
+    score = logits[..., 0]
+    if how == "sign_ge":
+        return (score >= 0).long()
+    if how == "sign_gt":
+        return (score > 0).long()
+    if how == "round7":
+        return score.clamp(-3, 3).round().long()
+    raise ValueError(f"how: expected 'sign_ge', 'sign_gt' or 'round7', got {how!r}")
+
+
+def accuracy_values(
+    logits: Tensor,
+    target: Tensor,
+    masks: Tensor | None = None,
+    present: Tensor | None = None,
+    empty: float | None = 0.0,
+    tolerance: float = 0.5,
+) -> Tensor:
+    """The 0/1 value of each coalition, MCE Eq. 4: logits [S, *N, K] and target [*N] -> [*N, S].
+
+    1 where the class is right, or for float targets where the error is at most ``tolerance``.
+
+    masks : bool [S, M] or [S, B, M], the coalitions of the logits; default `coalition_masks` in order
+    present : bool [*N, M]. A coalition with nothing present in the sample (in the whole dialogue) is empty too
+    empty : v(nothing), by MCE's and DREAM's convention 0; None keeps what the prediction on nothing is worth
+    """
+    if target.is_floating_point():
+        if logits.shape != (logits.shape[0], *target.shape, 1):
+            raise ValueError(f"logits: expected [S, {tuple(target.shape)}, 1] for scores, got {tuple(logits.shape)}")
+        right = (logits[..., 0] - target).abs() <= tolerance
+    else:
+        if logits.shape[1:-1] != target.shape:
+            raise ValueError(f"logits: expected [S, {tuple(target.shape)}, K], got {tuple(logits.shape)}")
+        right = logits.argmax(-1) == target
+    values = right.to(logits.dtype)
+    if empty is not None:
+        S, lead = logits.shape[0], target.ndim
+        if masks is None:
+            M = _players(logits.movedim(0, -1), "logits")
+            masks = coalition_masks(M, logits.device)
+        elif masks.dtype != torch.bool or masks.shape[0] != S or masks.ndim not in (2, 3):
+            raise ValueError(f"masks: expected bool [{S}, M] or [{S}, B, M], got {masks.dtype} {tuple(masks.shape)}")
+        members = masks if masks.ndim == 3 else masks[:, None, :]
+        if present is not None:
+            if present.shape != (*target.shape, masks.shape[-1]):
+                raise ValueError(
+                    f"present: expected {(*target.shape, masks.shape[-1])}, got {tuple(present.shape)}"
+                )  # fmt: skip
+            members = members & _somewhere(present)
+        nothing = ~members.any(-1)  # [S, 1] or [S, B]
+        values = torch.where(nothing.reshape(*nothing.shape, *[1] * (lead - 1)), empty, values)
+    return values.movedim(0, -1)
+
+
+def _somewhere(present: Tensor) -> Tensor:
+    """present [*N, M] -> [B, M]: for dialogues, whether any utterance has the modality."""
+    return present if present.ndim == 2 else present.flatten(1, -2).any(1)
+
+
+# --- batches to logits -----------------------------------------------------------------------------------------------
+
+
+def coalition_logits(
+    model: nn.Module,
+    batch: MultimodalBatch,
+    masks: Tensor,
+    absent: str = "zero_feature",
+    use_present: bool = True,
+    max_rows: int | None = None,
+    encodings: dict[str, Tensor] | None = None,
+) -> Tensor:
+    """The model's logits for every coalition of modalities: masks bool [S, M] -> [S, *N, K].
+
+    Each modality is encoded once; only fusion and decoder see S x N rows. Runs in the mode that the model is in, with
+    gradients where they are on: inside ``with scoring(model)`` for values that are only looked at, without it for
+    values that share the training pass.
+
+    model : a Backbone (encode, fuse, decode). One whose ``independent_encoders`` is not True, or any module that maps
+        a batch to logits or to an Output, gets the coalitions as rows of one filled batch instead, with the same
+        results at S times the cost
+    masks : bool [S, M], True for the modalities of the coalition; [S, B, M] gives every sample its own coalitions.
+        In dialogues (N = [B, U]) a coalition switches a modality off in the whole dialogue
+    absent : what a modality that is off becomes, whether the coalition leaves it out or the data miss it.
+        "zero_feature": h[m] = 0, and the fusion is told which modalities are there (MCE).
+        "zero_input": the encoding of the modality's blank (zeros, or the fill token between the ends, on the sample's
+        valid frames), and the fusion is told that everything is there (DREAM Eq. 1). Blanks that are alike are encoded
+        once, unless the encoders use batch statistics
+    use_present : coalitions with the same present modalities share one evaluation, and all that are empty, of all
+        samples, take one: the prediction on nothing (blanks of full length; extras zero, or True). False evaluates
+        every coalition of every sample by itself
+    max_rows : evaluate at most about this many rows of N at a time. Bounds memory where gradients are off
+    encodings : ``model.encode(batch)``, where the caller has it already
+
+    Fusion sees a batch whose features are blank, since what it needs of them is in the encodings; present, valid,
+    observed, ids and extras are those of each row. Raises TypeError or ValueError for masks of another type or shape,
+    an unknown ``absent`` and max_rows < 1.
+    """
+    M, B, S = len(batch.modalities), len(batch), len(masks) if masks.ndim else 0
+    if masks.dtype != torch.bool:
+        raise TypeError(f"masks: expected a bool tensor [S, {M}], got {masks.dtype}")
+    if S < 1 or masks.shape not in ((S, M), (S, B, M)):
+        raise ValueError(f"masks: expected [S, {M}] or [S, {B}, {M}] with S >= 1, got {tuple(masks.shape)}")
+    if absent not in ("zero_feature", "zero_input"):
+        raise ValueError(f"absent: expected 'zero_feature' or 'zero_input', got {absent!r}")
+    if max_rows is not None and max_rows < 1:
+        raise ValueError(f"max_rows: expected at least 1, got {max_rows}")
+    masks = masks.to(batch.device)
+
+    members = (masks if masks.ndim == 3 else masks[:, None, :]).expand(S, B, M)
+    row = torch.arange(B, device=batch.device).expand(S, B).flatten()
+    inverse = None
+    if use_present:
+        members = members & _somewhere(batch.present)
+        row, members, inverse = _distinct(row, members.flatten(0, 1), B)
+    else:
+        members = members.flatten(0, 1)
+
+    rows = _Rows(model, batch, absent, nothing=use_present, encodings=encodings)
+    utterances = math.prod(batch.shape[1:])
+    step = len(row) if max_rows is None else max(max_rows // max(utterances, 1), 1)
+    parts = [rows.logits(r, e) for r, e in zip(row.split(step), members.split(step), strict=True)]
+    logits = parts[0] if len(parts) == 1 else torch.cat(parts)
+    if inverse is not None:
+        logits = logits.index_select(0, inverse)
+    return logits.unflatten(0, (S, B))
+
+
+def _distinct(row: Tensor, members: Tensor, B: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The distinct (row, coalition) pairs among them, and where each of the given ones went.
+
+    An empty coalition has nothing of its sample: its row becomes B, one beyond the last.
+    """
+    M = members.shape[-1]
+    if M <= 40:
+        code = (members << torch.arange(M, device=members.device)).sum(-1)
+    else:
+        code = torch.unique(members, dim=0, return_inverse=True)[1]
+    row = torch.where(members.any(-1), row, B)
+    pairs, inverse = torch.unique(code * (B + 1) + row, return_inverse=True)
+    first = torch.empty_like(pairs).scatter_(0, inverse, torch.arange(len(inverse), device=pairs.device))
+    return row[first], members[first], inverse
+
+
+class _Rows:
+    """Evaluates rows (sample, coalition) of one batch: encodings once, then selections between them."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batch: MultimodalBatch,
+        absent: str,
+        nothing: bool,
+        encodings: dict[str, Tensor] | None,
+    ):
+        self.model, self.batch, self.filled = model, batch, absent == "zero_input"
+        self.independent = getattr(model, "independent_encoders", False) is True
+        # What a row carries beside its features; with `nothing`, one more row that has nothing of any sample.
+        self.present, self.ids = batch.present, batch.ids
+        self.valid, self.observed, self.extras = dict(batch.valid), dict(batch.observed), dict(batch.extras)
+        self.tokens = {name: batch.blank(name) for name, x in batch.features.items() if not x.is_floating_point()}
+        if nothing:
+            last = _nothing(batch)
+            self.present = torch.cat([batch.present, last.present])
+            self.ids = None if batch.ids is None or last.ids is None else torch.cat([batch.ids, last.ids])
+            for mine, its in (
+                (self.valid, last.valid),
+                (self.observed, last.observed),
+                (self.extras, last.extras),
+                (self.tokens, last.features),
+            ):
+                mine.update({name: torch.cat([x, its[name]]) for name, x in mine.items()})
+        if not self.independent:
+            return
+        self.encodings: dict[str, Tensor] = model.encode(batch) if encodings is None else encodings  # type: ignore[operator]
+        if self.filled:
+            self.fill, self.fill_row = self._encode_blanks()
+
+    def _encode_blanks(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Encodings of the distinct blanks of each modality, and which of them each row has."""
+        batch, chosen, place = self.batch, {}, {}
+        everything = torch.arange(len(self.present), device=batch.device)
+        # Batch statistics see as many blanks as there are rows; a dialogue's encoding may depend on its extras.
+        separate = _uses_batch_statistics(self.model) or (bool(self.extras) and len(batch.shape) > 1)
+        for name in batch.modalities:
+            if separate:
+                chosen[name] = place[name] = everything
+                continue
+            looks = self.valid[name].flatten(1).long()
+            if name in self.tokens:
+                looks = torch.cat([looks, self.tokens[name].flatten(1)], 1)
+            chosen[name], place[name] = _distinct_rows(looks)
+        rows = max(len(c) for c in chosen.values())
+        features, valid = {}, {}
+        for name, x in batch.features.items():
+            pick = torch.cat([chosen[name], chosen[name].new_zeros(rows - len(chosen[name]))])
+            valid[name] = self.valid[name][pick]
+            features[name] = self.tokens[name][pick] if name in self.tokens else x.new_zeros(rows, *x.shape[1:])
+        blanks = MultimodalBatch(
+            features,
+            self.present.new_ones(rows, *self.present.shape[1:]),
+            valid=valid,
+            observed=valid,
+            fill=batch.fill,
+            extras={name: x[:rows] for name, x in self.extras.items()},
+        )
+        encoded: dict[str, Tensor] = self.model.encode(blanks)  # type: ignore[operator]
+        return {name: encoded[name][: len(chosen[name])] for name in encoded}, place
+
+    def logits(self, row: Tensor, members: Tensor) -> Tensor:
+        """row int64 [R], members bool [R, M] -> [R, *N[1:], K]."""
+        batch, lead = self.batch, len(self.batch.shape)
+        there = self.present.index_select(0, row)
+        on = there & members.reshape(len(row), *[1] * (lead - 1), -1)
+        told = torch.ones_like(on) if self.filled else on
+        sample = row.clamp(max=len(batch) - 1)  # the row of nothing takes no part of any sample, so any will do
+        take = lambda tensors: {name: x.index_select(0, row) for name, x in tensors.items()}  # of what rows carry
+        valid = take(self.valid)
+        observed = valid
+        if not self.filled:
+            observed = take(self.observed)
+            observed = {name: observed[name] & on[..., m, None] for m, name in enumerate(batch.modalities)}
+        features = {}
+        for m, (name, x) in enumerate(batch.features.items()):
+            if self.independent:  # a view that takes no memory
+                features[name] = x.new_zeros(()).expand(len(row), *x.shape[1:])
+            else:
+                keep = per_frame(on[..., m, None].expand(valid[name].shape), x)
+                off = self.tokens[name].index_select(0, row) if name in self.tokens else 0
+                features[name] = torch.where(keep, x.index_select(0, sample), off)
+        ids = None if self.ids is None else self.ids.index_select(0, row)
+        rows = MultimodalBatch(
+            features, told, None, valid, observed, ids=ids, fill=batch.fill, extras=take(self.extras)
+        )
+        if not self.independent:
+            output = self.model(rows)
+            return getattr(output, "logits", output)
+        h = {}
+        for m, name in enumerate(batch.modalities):
+            x = self.encodings[name].index_select(0, sample)
+            keep = on[..., m].reshape(on.shape[:-1] + (1,) * (x.ndim - lead))
+            blank: Tensor | int = 0
+            if self.filled:
+                blank = self.fill[name]  # one row serves all
+                if len(blank) > 1:
+                    blank = blank.index_select(0, self.fill_row[name].index_select(0, row))
+            h[name] = torch.where(keep, x, blank)
+        return self.model.decode(self.model.fuse(h, told, rows))  # type: ignore[operator]
+
+
+def _nothing(batch: MultimodalBatch) -> MultimodalBatch:
+    """One row with nothing of any sample in it: blanks of full length, no modality present, extras zero or True."""
+    one = lambda x: torch.ones_like(x[:1]) if x.dtype == torch.bool else torch.zeros_like(x[:1])
+    features = {}
+    for name, x in batch.features.items():
+        if x.is_floating_point():
+            features[name] = torch.zeros_like(x[:1])
+            continue
+        # The ends that stay in a blank are special tokens, the same in every sample: any sample with tokens has them.
+        known = batch.valid[name].flatten(0, -2)
+        some = known.any(-1).byte().argmax()
+        known, ids = known[some], x.flatten(0, -2)[some]
+        first, last = known.byte().argmax(), len(known) - 1 - known.byte().flip(0).argmax()
+        fill = torch.full_like(x[:1], batch.fill.get(name, 0))
+        fill[..., 0] = torch.where(known.any(), ids[first], fill[..., 0])
+        fill[..., -1] = torch.where(known.any(), ids[last], fill[..., -1])
+        features[name] = fill
+    valid = {name: torch.ones_like(v[:1]) for name, v in batch.valid.items()}
+    return MultimodalBatch(
+        features,
+        torch.zeros_like(batch.present[:1]),
+        valid=valid,
+        observed={name: torch.zeros_like(v) for name, v in valid.items()},
+        ids=None if batch.ids is None else torch.full_like(batch.ids[:1], -1),
+        extras={name: one(x) for name, x in batch.extras.items()},
+    )
+
+
+def _distinct_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the distinct rows of x int64 [n, k] stand, and which of them each row is: int64 [r], [n]."""
+    if bool((x == x[:1]).all()):
+        return x.new_zeros(1), x.new_zeros(len(x))
+    distinct, place = torch.unique(x, dim=0, return_inverse=True)
+    return place.new_empty(len(distinct)).scatter_(0, place, torch.arange(len(x), device=x.device)), place
+
+
+def _uses_batch_statistics(model: nn.Module) -> bool:
+    """Whether an encoder normalises over the batch in the mode it is in."""
+    encoders = getattr(model, "encoders", model)
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+    return any(isinstance(x, kinds) and (x.training or not x.track_running_stats) for x in encoders.modules())
+
+
+def subset_values(
+    model: nn.Module, batch: MultimodalBatch, *, empty: float | None = 0.0, tolerance: float = 0.5, **options: Any
+) -> Tensor:
+    """Per sample, which coalitions predict it right: [*N, 2**M] of 0 and 1, ready for `shapley_values`.
+
+    Runs in eval mode without gradients and restores the model's mode. ``options`` go to `coalition_logits`,
+    ``empty`` and ``tolerance`` to `accuracy_values`. Raises ValueError for a batch without target.
+    """
+    if batch.target is None:
+        raise ValueError("batch: expected one with a target")
+    masks = coalition_masks(len(batch.modalities), batch.device)
+    with scoring(model):
+        logits = coalition_logits(model, batch, masks, **options)
+        return accuracy_values(logits, batch.target, masks, batch.present, empty, tolerance)
+
+
+def subset_predictions(
+    model: nn.Module, batch: MultimodalBatch, *, regression: bool = False, how: str = "sign_ge", **options: Any
+) -> Tensor:
+    """Per sample, what each coalition predicts: int64 [*N, 2**M], ready for the two prediction scores.
+
+    Runs in eval mode without gradients and restores the model's mode. ``options`` go to `coalition_logits`,
+    ``regression`` and ``how`` to `discrete_predictions`.
+    """
+    masks = coalition_masks(len(batch.modalities), batch.device)
+    with scoring(model):
+        logits = coalition_logits(model, batch, masks, **options)
+    return discrete_predictions(logits, regression, how).movedim(0, -1)

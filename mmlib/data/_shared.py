@@ -1,0 +1,107 @@
+"""What several sources need: stratified splits, standardisation on the training split, fingerprints, layouts."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from ..batch import MultimodalBatch, MultimodalDataset
+
+
+def fingerprint(dataset: MultimodalDataset | MultimodalBatch) -> str:
+    """16 hexadecimal digits that change with any value, mask, target, id or modality name of the data."""
+    data = dataset.data if isinstance(dataset, MultimodalDataset) else dataset
+    digest = hashlib.sha256()
+
+    def add(key: str, x: Tensor | None) -> None:
+        if x is not None:
+            array = np.ascontiguousarray(x.detach().cpu().numpy())
+            digest.update(f"{key}|{array.dtype.str}|{array.shape}|".encode())
+            digest.update(array.tobytes())
+
+    for name, x in data.features.items():
+        add(f"features/{name}", x)
+        add(f"valid/{name}", data.valid[name])
+        add(f"observed/{name}", data.observed[name])
+    add("present", data.present)
+    add("target", data.target)
+    add("ids", data.ids)
+    for name, x in sorted(data.extras.items()):
+        add(f"extras/{name}", x)
+    return digest.hexdigest()[:16]
+
+
+def stratified_split(labels: np.ndarray, valid: float, test: float, seed: int) -> dict[str, np.ndarray]:
+    """Sorted row numbers of train, valid and test, with each class in the same shares; valid and test in (0, 1)."""
+    from sklearn.model_selection import train_test_split
+
+    for what, share in (("valid", valid), ("test", test)):
+        if not 0 < share < 1:
+            raise ValueError(f"{what}: expected a share of the samples in (0, 1), got {share}")
+    if valid + test >= 1:
+        raise ValueError(f"valid, test: expected shares that leave training samples, got {valid} + {test}")
+    rows = np.arange(len(labels))
+    rest, test_rows = train_test_split(rows, test_size=test, stratify=labels, random_state=seed)
+    train, valid_rows = train_test_split(
+        rest, test_size=round(valid * len(rows)), stratify=labels[rest], random_state=seed
+    )
+    return {"train": np.sort(train), "valid": np.sort(valid_rows), "test": np.sort(test_rows)}
+
+
+def make_splits(
+    rows: Mapping[str, np.ndarray],
+    features: Mapping[str, np.ndarray],
+    target: np.ndarray,
+    names: Sequence[str],
+    info: Mapping[str, Any],
+    split_seed: int | None,
+) -> dict[str, MultimodalDataset]:
+    """One data set per entry of ``rows``, each with the facts of ``info``, its own fingerprint and unique ids."""
+    classes = info.get("outputs") if info.get("task") == "classification" else None
+    splits = {}
+    for split, index in rows.items():
+        dataset = MultimodalDataset.from_arrays(
+            {m: x[index] for m, x in features.items()},
+            target[index],
+            ids=[names[i] for i in index],
+            classes=classes,
+            info={**info, "split": split, "split_seed": split_seed},
+        )
+        dataset.info["fingerprint"] = fingerprint(dataset)
+        splits[split] = dataset
+    return splits
+
+
+def standardise(
+    features: Mapping[str, np.ndarray], train: np.ndarray, per_feature: bool
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Zero mean and unit variance on the training rows: one scale a modality, or one a feature [D].
+
+    Returns float32 features and per modality {"mean", "std"} in the units before. A feature that is constant on the
+    training rows becomes zero there.
+    """
+    scaled, facts = {}, {}
+    for m, x in features.items():
+        x = x.astype(np.float64)
+        axis = tuple(range(x.ndim - 1)) if per_feature else None
+        mean, std = x[train].mean(axis), x[train].std(axis)
+        std = np.where(std > 1e-12, std, 1.0)
+        scaled[m] = ((x - mean) / std).astype(np.float32)
+        facts[m] = {"mean": np.asarray(mean).tolist(), "std": np.asarray(std).tolist()}
+    return scaled, facts
+
+
+def need_root(root: Path | None, name: str, layout: str) -> Path:
+    """``root`` if it is a folder; otherwise FileNotFoundError with the layout and where to get the files."""
+    if root is None:
+        raise FileNotFoundError(
+            f"{name}: no folder given; pass root=..., or set the environment variable MMLIB_DATA. Expected:\n{layout}"
+        )
+    if not root.is_dir():
+        raise FileNotFoundError(f"{name}: {root} is not a folder. Expected:\n{layout}")
+    return root

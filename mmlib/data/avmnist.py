@@ -1,0 +1,372 @@
+"""AudiovisionMNIST, the 1,500 pairs of a handwritten and a spoken digit of SMIL and MCE, rebuilt from its sources.
+
+``root`` is a folder that holds ``mnist/`` and ``fsdd/`` (see `LAYOUT`). The sounds are the Free Spoken Digit Dataset's
+speakers jackson, nicolas and theo: takes 0 to 14 are the test split (450 pairs), takes 15 to 49 the training split
+(1,050, that is 105 a class). Image j of a class goes with sound j of the class, sounds sorted by speaker, then take.
+
+A sound becomes a picture, as in the released code: every third sample at a nominal 8 kHz, 20 MFCCs a frame, padded
+on the right to 20 frames. That is a coarse picture: most recordings fill two or three of the 20 frames, which
+``extras["frames"]`` counts. Image and sound are both shifted and scaled by (x - .5) / .5, so that the padding is -1.
+
+MFCCs are computed once and kept in a cache folder: ``MMLIB_CACHE``, else ``XDG_CACHE_HOME/mmlib``, else
+``~/.cache/mmlib``; the file's name depends on the content of the recordings and on the settings.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import struct
+import tempfile
+import warnings
+import zlib
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..batch import MultimodalDataset
+from ._shared import fingerprint, need_root
+
+__all__ = ["LAYOUT", "PER_CLASS_COUNTS", "SPEAKERS", "cache_folder", "load", "read_idx", "sound_for_first"]
+
+SPEAKERS = ("jackson", "nicolas", "theo")
+TAKES, TEST_TAKES = 50, 15  # a speaker's takes of a digit; the first 15 are the test split
+PER_CLASS_COUNTS = (12, 21, 33, 42, 54, 63, 75, 84, 96, 105)  # SMIL's pairs with sound per class, for 10 % to 100 %
+RATE = 8000  # samples a second
+FRAMES = COEFFICIENTS = 20
+LAYOUT = """\
+  root/mnist/t10k-images-idx3-ubyte.gz and t10k-labels-idx1-ubyte.gz
+      MNIST's 10,000 test images (LeCun et al.; .gz or unpacked)
+  root/mnist/train-images-idx3-ubyte.gz and train-labels-idx1-ubyte.gz
+      optional: its 60,000 training images
+  root/fsdd/recordings/{digit}_{speaker}_{take}.wav
+      digits 0-9, speakers jackson, nicolas and theo, takes 0-49, 8 kHz mono:
+      https://github.com/Jakobovski/free-spoken-digit-dataset
+"""
+_PARTS = {"train": "train", "test": "t10k"}
+_CACHE_VERSION = 1
+
+
+def load(
+    root: Path | None,
+    preset: str = "default",
+    split_seed: int = 0,
+    held_out: int = 15,
+    scaling: str = "release",
+    mark_padding: bool = False,
+    every: int = 3,
+    hop_length: int = 512,
+    workers: int | None = None,
+    cache: bool = True,
+    progress: bool | None = None,
+) -> dict[str, MultimodalDataset]:
+    """The pairs as ``image`` [1, 28, 28] and ``audio`` [1, 20 frames, 20 coefficients], classes 0 to 9.
+
+    preset : "default" holds ``held_out`` pairs a class out of training for validation, the same number of each speaker;
+        "smil" trains on all 105, and the result has no "valid": train a fixed number of steps and take the last iterate
+    split_seed : which pairs are held out
+    held_out : a multiple of 3 from 3 to 102
+    scaling : "release": (x - .5) / .5 of pixels in [0, 1] and of raw MFCCs (values down to about -1,200);
+        "train": zero mean and unit variance on train, one scale for the pixels and one for each MFCC over the frames
+        that are not padding, which is zero
+    mark_padding : let ``valid`` say which sound frames are padding, and store zeros there. By default all 20 are valid:
+        the released nets see a 20 x 20 picture
+    every, hop_length : keep each ``every``-th sample; samples between frames. Smaller values fill more of the 20 frames
+    workers : threads that read the recordings, default one a core
+    cache : keep the MFCCs in the cache folder
+    progress : a bar on stderr; None means if that is a terminal
+
+    ``extras`` has, per sample, ``speaker`` (0 jackson, 1 nicolas, 2 theo), ``take`` and ``frames``. Raises
+    FileNotFoundError and ValueError that name the file and the expected layout.
+    """
+    if preset not in ("default", "smil"):
+        raise ValueError(f"preset: expected 'default' or 'smil', got {preset!r}")
+    if scaling not in ("release", "train"):
+        raise ValueError(f"scaling: expected 'release' or 'train', got {scaling!r}")
+    per_speaker = TAKES - TEST_TAKES
+    if preset == "default" and (held_out % 3 or not 3 <= held_out < 3 * per_speaker):
+        raise ValueError(f"held_out: expected a multiple of 3 from 3 to {3 * per_speaker - 3}, got {held_out}")
+    for what, value in (("every", every), ("hop_length", hop_length)):
+        if value < 1:
+            raise ValueError(f"{what}: expected a positive integer, got {value}")
+    root = need_root(root, "avmnist", LAYOUT)
+    files = _recordings(root / "fsdd" / "recordings")
+    train_images, test_images, origin = _images(root / "mnist")
+    mfcc, counts = _sounds(files, every, hop_length, workers, cache, progress)
+
+    # [class, speaker, take] -> the two parts, each sorted by class, then speaker, then take
+    shape = (10, len(SPEAKERS), TAKES)
+    digit, speaker, take = (g.reshape(-1) for g in np.meshgrid(*(np.arange(k) for k in shape), indexing="ij"))
+    part = {"test": np.flatnonzero(take < TEST_TAKES), "train": np.flatnonzero(take >= TEST_TAKES)}
+    images = np.empty((len(digit), 1, 28, 28), np.float32)
+    images[part["train"]], images[part["test"]] = train_images, test_images
+    rows = {"train": part["train"], "test": part["test"]}
+    if preset == "default":
+        generator = np.random.default_rng(split_seed)
+        order = generator.random((*shape[:2], per_speaker)).argsort(-1) < held_out // 3
+        mask = order.reshape(-1)
+        rows = {"train": part["train"][~mask], "valid": part["train"][mask], "test": part["test"]}
+
+    audio = mfcc[:, None]
+    real = (np.arange(FRAMES) < counts[:, None])[:, None, :, None]
+    if scaling == "release":
+        images, audio = (images - 0.5) / 0.5, (audio - 0.5) / 0.5
+    else:
+        some = rows["train"]
+        images = (images - images[some].mean(dtype=np.float64)) / images[some].std(dtype=np.float64)
+        frames = audio[some][np.broadcast_to(real[some], audio[some].shape)].reshape(-1, COEFFICIENTS)
+        audio = np.where(real, (audio - frames.mean(0, dtype=np.float64)) / frames.std(0, dtype=np.float64), 0)
+    images, audio = images.astype(np.float32), audio.astype(np.float32)
+
+    info = {
+        "name": "avmnist",
+        "task": "classification",
+        "outputs": 10,
+        "classes": [str(c) for c in range(10)],
+        "source": "MNIST (LeCun et al. 1998) and the Free Spoken Digit Dataset (Jackson et al.), paired as SMIL does",
+        "licence": "CC BY-SA 3.0 (MNIST), CC BY-SA 4.0 (FSDD)",
+        "images": origin,
+        "preset": preset,
+        "units": {
+            "image": "ink in [0, 1]" + (", (x - .5) / .5" if scaling == "release" else ", standardised on train"),
+            "audio": "MFCC" + (", (x - .5) / .5" if scaling == "release" else ", standardised on train"),
+        },
+        "audio_settings": {"every": every, "hop_length": hop_length, "rate": RATE, "mark_padding": mark_padding},
+    }
+    splits = {}
+    for split, index in rows.items():
+        dataset = MultimodalDataset.from_arrays(
+            {"image": images[index], "audio": audio[index]},
+            digit[index],
+            lengths={"audio": counts[index]} if mark_padding else None,
+            ids=[f"avmnist/{digit[i]}_{SPEAKERS[speaker[i]]}_{take[i]}" for i in index],
+            classes=10,
+            info={**info, "split": split, "split_seed": split_seed if preset == "default" else None},
+        )
+        extras = {"speaker": speaker[index], "take": take[index], "frames": counts[index]}
+        dataset.data = dataset.data.replace(extras={key: torch.as_tensor(x) for key, x in extras.items()})
+        dataset.info["fingerprint"] = fingerprint(dataset)
+        splits[split] = dataset
+    return splits
+
+
+def sound_for_first(train: MultimodalDataset, per_class: int) -> Tensor:
+    """SMIL's training sets with little sound: ``per_class`` pairs a class keep theirs, bool present [n, M].
+
+    They are the first ``per_class / 3`` takes of each speaker and class, for ``per_class`` in `PER_CLASS_COUNTS` the
+    sounds that SMIL uses; larger counts contain the smaller ones. All other pairs are image only. Use it as
+    ``train.drop(present=sound_for_first(train, 21))``. Raises ValueError where a class has fewer pairs, or for a count
+    that the three speakers cannot share equally.
+    """
+    data = train.data
+    if "audio" not in data.features or not {"speaker", "take"} <= set(data.extras) or data.target is None:
+        raise ValueError("train: expected a split of avmnist with audio, speaker and take")
+    if per_class % 3 or per_class < 0:
+        raise ValueError(f"per_class: expected a multiple of 3 from 0, got {per_class}")
+    group = data.target * len(SPEAKERS) + data.extras["speaker"]
+    key = group * TAKES + data.extras["take"]
+    order = key.argsort()
+    sizes = torch.bincount(group, minlength=10 * len(SPEAKERS))
+    if per_class // 3 > int(sizes[sizes > 0].min()):
+        raise ValueError(
+            f"per_class: expected at most {3 * int(sizes[sizes > 0].min())}, what every class and speaker of this "
+            f"split can give, got {per_class}"
+        )
+    first = torch.cat([torch.zeros_like(sizes[:1]), sizes.cumsum(0)[:-1]])
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(order), device=order.device) - first[group[order]]
+    present = torch.ones_like(data.present)
+    present[:, data.index("audio")] = rank < per_class // 3
+    return present
+
+
+# -- MNIST ----------------------------------------------------------------------------------------------------------
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """The uint8 array in an IDX file, gzipped where its name ends in .gz; ValueError for a damaged one."""
+    try:
+        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path}: damaged gzip file ({error}); copy or download it again") from error
+    if len(data) < 4 or data[:3] != b"\0\0\x08":
+        raise ValueError(
+            f"{path}: expected an IDX file of bytes, which begins with 00 00 08, got {data[:4].hex(' ') or 'no data'}"
+        )
+    rank = data[3]
+    if len(data) < 4 + 4 * rank:
+        raise ValueError(f"{path}: the IDX header is cut short")
+    shape = struct.unpack(f">{rank}I", data[4 : 4 + 4 * rank])
+    count = int(np.prod(shape, dtype=np.uint64))
+    if len(data) - 4 - 4 * rank != count:
+        raise ValueError(f"{path}: the header says {count} values {shape}, the file holds {len(data) - 4 - 4 * rank}")
+    return np.frombuffer(data, np.uint8, offset=4 + 4 * rank).reshape(shape)
+
+
+def _mnist_part(folder: Path, part: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """Images [n, 28, 28] and labels [n] of one part, or None where neither file is there."""
+    paths = []
+    for what in (f"{part}-images-idx3-ubyte", f"{part}-labels-idx1-ubyte"):
+        found = [p for p in (folder / f"{what}.gz", folder / what) if p.is_file()]
+        paths.append(found[0] if found else None)
+    if paths == [None, None]:
+        return None
+    if None in paths:
+        have = next(p for p in paths if p)
+        raise FileNotFoundError(f"avmnist: {have} is there, but not its images or labels. Expected:\n{LAYOUT}")
+    images, labels = (read_idx(p) for p in paths if p)
+    if images.ndim != 3 or images.shape[1:] != (28, 28):
+        raise ValueError(f"{paths[0]}: expected images [n, 28, 28], got shape {images.shape}")
+    if labels.shape != images.shape[:1]:
+        raise ValueError(f"{paths[1]}: expected {len(images)} labels, one an image, got shape {labels.shape}")
+    if labels.size and labels.max() > 9:
+        raise ValueError(f"{paths[1]}: expected labels 0 to 9, got {labels.max()}")
+    return images, labels
+
+
+def _images(folder: Path) -> tuple[np.ndarray, np.ndarray, str]:
+    """Pixels in [0, 1] of train [1050, 1, 28, 28] and test [450, 1, 28, 28], sorted by class, and what they are."""
+    parts = {key: _mnist_part(folder, name) for key, name in _PARTS.items()}
+    if parts["train"] is None and parts["test"] is None:
+        raise FileNotFoundError(f"avmnist: no MNIST files in {folder}. Expected:\n{LAYOUT}")
+    first, last = (TAKES - TEST_TAKES) * len(SPEAKERS), TEST_TAKES * len(SPEAKERS)
+    for key, other in (("train", "test"), ("test", "train")):
+        parts[key] = parts[key] or parts[other]
+    same = parts["train"] is parts["test"]
+    result = []
+    for key, count in (("train", first), ("test", last)):
+        images, labels = parts[key]  # type: ignore[misc]
+        need = first + last if same else count
+        chosen = []
+        for c in range(10):
+            places = np.flatnonzero(labels == c)
+            if len(places) < need:
+                raise ValueError(
+                    f"{folder}: expected at least {need} images of class {c} for {key}, got {len(places)}. "
+                    f"Expected:\n{LAYOUT}"
+                )
+            chosen.append(places[:count] if key == "train" else places[-count:])
+        result.append(images[np.concatenate(chosen)][:, None].astype(np.float32) / np.float32(255))
+    if not same:
+        origin = "MNIST's training images for train and valid, its test images for test"
+    else:
+        only = (
+            "test" if not any((folder / f"train-images-idx3-ubyte{s}").is_file() for s in (".gz", "")) else "training"
+        )
+        origin = f"MNIST's {only} images for all splits (disjoint: the first {first} and the last {last} of a class)"
+    return result[0], result[1], origin
+
+
+# -- the Free Spoken Digit Dataset -------------------------------------------------------------------------------------
+
+
+def _recordings(folder: Path) -> list[Path]:
+    """The 1,500 files, sorted by digit, speaker and take."""
+    files = [folder / f"{d}_{s}_{t}.wav" for d in range(10) for s in SPEAKERS for t in range(TAKES)]
+    there = set(os.listdir(folder)) if folder.is_dir() else set()
+    missing = [f.name for f in files if f.name not in there]
+    if missing:
+        raise FileNotFoundError(
+            f"avmnist: {len(missing)} of {len(files)} recordings are not in {folder}, the first "
+            f"{', '.join(missing[:3])}. Expected:\n{LAYOUT}"
+        )
+    return files
+
+
+def _mfcc(path: Path, every: int, hop_length: int) -> tuple[np.ndarray, int]:
+    """MFCCs [20 frames, 20 coefficients] of one recording, zero on the right, and how many frames are real."""
+    import librosa
+    import soundfile
+
+    try:
+        wave, rate = soundfile.read(path, dtype="float32")
+    except RuntimeError as error:
+        raise ValueError(f"{path}: not a readable sound file ({error}); copy or download it again") from error
+    if rate != RATE or wave.ndim != 1:
+        channels = 1 if wave.ndim == 1 else wave.shape[1]
+        raise ValueError(f"{path}: expected one channel at {RATE} Hz, got {channels} at {rate} Hz")
+    if not len(wave) or not np.isfinite(wave).all():
+        raise ValueError(f"{path}: expected samples that are finite numbers, got {len(wave)} samples")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="n_fft=")  # clips shorter than a window are padded
+        rows = librosa.feature.mfcc(y=wave[::every], sr=RATE, n_mfcc=COEFFICIENTS, hop_length=hop_length).T
+    count = min(len(rows), FRAMES)
+    picture = np.zeros((FRAMES, COEFFICIENTS), np.float32)
+    picture[:count] = rows[:count]
+    return picture, count
+
+
+def cache_folder() -> Path:
+    """Where computed features are kept: MMLIB_CACHE, else XDG_CACHE_HOME/mmlib, else ~/.cache/mmlib."""
+    if own := os.environ.get("MMLIB_CACHE"):
+        return Path(own).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "mmlib"
+
+
+def _sounds(
+    files: list[Path], every: int, hop_length: int, workers: int | None, cache: bool, progress: bool | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """MFCCs [1500, 20, 20] float32 and real frames [1500] int64, from the cache where it has them."""
+    digest = hashlib.sha256(
+        f"{_CACHE_VERSION}|{every}|{hop_length}|{FRAMES}|{COEFFICIENTS}|{version('librosa')}".encode()
+    )
+    for path in files:
+        content = path.read_bytes()
+        digest.update(f"|{path.name}|{len(content)}|".encode() + content)
+    store = cache_folder() / f"avmnist-mfcc-{digest.hexdigest()[:24]}.npz"
+    if cache and (kept := _read_cache(store, len(files))) is not None:
+        return kept
+    from joblib import Parallel, cpu_count, delayed
+    from tqdm import tqdm
+
+    # Threads: reading and the FFT release the interpreter's lock, and librosa is imported once
+    jobs = Parallel(n_jobs=workers or cpu_count(), prefer="threads", return_as="generator")
+    results = jobs(delayed(_mfcc)(path, every, hop_length) for path in files)
+    disable = None if progress is None else not progress
+    rows = list(tqdm(results, total=len(files), desc="avmnist: MFCCs", unit="file", disable=disable))
+    mfcc, counts = np.stack([x for x, _ in rows]), np.array([k for _, k in rows], dtype=np.int64)
+    if cache:
+        _write_cache(store, mfcc, counts)
+    return mfcc, counts
+
+
+def _checksum(mfcc: np.ndarray, counts: np.ndarray) -> str:
+    return hashlib.sha256(mfcc.tobytes() + counts.tobytes()).hexdigest()
+
+
+def _read_cache(store: Path, n: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """What the file holds, or None where it is not there or damaged: then it is made again."""
+    if not store.is_file():
+        return None
+    try:
+        with np.load(store, allow_pickle=False) as kept:
+            mfcc, counts, checksum = kept["mfcc"], kept["frames"], str(kept["checksum"])
+        if mfcc.shape == (n, FRAMES, COEFFICIENTS) and counts.shape == (n,) and checksum == _checksum(mfcc, counts):
+            return mfcc, counts
+        problem = "its checksum does not match"
+    except Exception as error:  # a damaged zip file raises almost anything
+        problem = f"{type(error).__name__}: {error}"
+    warnings.warn(f"the cache file {store} is damaged ({problem}); computing it again", stacklevel=4)
+    return None
+
+
+def _write_cache(store: Path, mfcc: np.ndarray, counts: np.ndarray) -> None:
+    """Write to a temporary file, then rename: a reader sees all of the file or none. A full disk costs a warning."""
+    temporary = None
+    try:
+        store.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=store.stem, suffix=".part", dir=store.parent)
+        with os.fdopen(handle, "wb") as file:
+            np.savez(file, mfcc=mfcc, frames=counts, checksum=np.array(_checksum(mfcc, counts)))
+        os.replace(temporary, store)
+    except OSError as error:
+        if temporary is not None and os.path.exists(temporary):
+            os.unlink(temporary)
+        warnings.warn(
+            f"could not write the cache file {store} ({error}); the data are loaded all the same", stacklevel=4
+        )

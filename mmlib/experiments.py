@@ -1,0 +1,651 @@
+"""A grid of runs becomes one tidy table: every finished run is stored at once, none is ever run twice.
+
+A run is a *config*: a dict that JSON can hold. Its hash is its name in the results file, a CSV with one row per test
+condition and metric. `load_or_run` loads what is there and runs the rest, here, in several processes, or on a Dask
+cluster. What it stores is complete: a run's rows appear together, and its predictions before them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import datetime
+import functools
+import hashlib
+import io
+import itertools
+import json
+import math
+import platform
+import subprocess
+import traceback
+import warnings
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from .batch import MultimodalDataset
+from .training import TrainConfig, atomic_write, fit, predict, random_state
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from .missing import MissingPlan
+
+__all__ = [
+    "BACKBONES",
+    "COLUMNS",
+    "METHODS",
+    "Rows",
+    "config_hash",
+    "grid",
+    "load_or_run",
+    "load_rows",
+    "missing_rows",
+    "not_run",
+    "predictions",
+    "subsets",
+    "train_and_score",
+]
+
+# fmt: off
+COLUMNS = (
+    "experiment", "config_hash", "method", "backbone", "data", "data_hash", "mask_hash", "test", "seed", "profile",
+    "metric", "value", "n", "seconds", "peak_memory_mb", "device", "torch", "mmlib", "commit", "date", "command",
+    "config",
+)
+# fmt: on
+MACHINE = ("data_root", "device", "progress")  # entries of a config that say where it runs, not what it computes
+
+Config = dict[str, Any]
+Run = Callable[[Config], list[dict[str, Any]]]
+Done = tuple[str, list[dict[str, Any]], dict[str, np.ndarray], str | None]  # key, rows, predictions, traceback
+
+
+class Rows(list[dict[str, Any]]):
+    """A run's rows, with the predictions that they were computed from: one array [n] a test condition."""
+
+    def __init__(self, rows: Iterable[dict[str, Any]] = (), predictions: Mapping[str, np.ndarray] | None = None):
+        super().__init__(rows)
+        self.predictions = dict(predictions or {})
+
+
+def grid(**lists: Any) -> list[Config]:
+    """All combinations of the given lists, as dicts; what is not a list or tuple is the same in all of them."""
+    values = [v if isinstance(v, (list, tuple)) else [v] for v in lists.values()]
+    return [dict(zip(lists, combination, strict=True)) for combination in itertools.product(*values)]
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """Sixteen hexadecimal digits that name a config; where it runs (`MACHINE`) does not count."""
+    return hashlib.sha256(_canonical(config).encode()).hexdigest()[:16]
+
+
+def _canonical(config: Mapping[str, Any]) -> str:
+    """The config as JSON with sorted keys, without what belongs to the machine."""
+    if not isinstance(config, Mapping) or not all(isinstance(k, str) for k in config):
+        raise TypeError(f"configs: expected dicts with string keys, got {config!r:.100}")
+    kept = {k: v for k, v in config.items() if k not in MACHINE}
+    if folders := [text for text in _strings(kept) if PurePosixPath(text).is_absolute() or PureWindowsPath(text).drive]:
+        raise ValueError(
+            f"configs: expected no absolute path but in data_root, since configs are stored; got {folders}"
+        )
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, (np.generic, torch.Tensor)):
+            return value.tolist()
+        raise TypeError(f"configs: expected values that JSON can hold, got {value!r:.100} in {sorted(kept)}")
+
+    try:
+        return json.dumps(kept, sort_keys=True, default=plain, allow_nan=False)
+    except ValueError as error:
+        raise ValueError(f"configs: expected finite numbers ({error})") from None
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from (text for one in value.values() for text in _strings(one))
+    elif isinstance(value, (list, tuple)):
+        yield from (text for one in value for text in _strings(one))
+
+
+# The results file
+
+
+def load_rows(path: str | Path, configs: Sequence[Config] | None = None) -> pd.DataFrame:
+    """The stored rows, of these configs in this order or of all; a file that is not there has none.
+
+    Raises ValueError for a file of another schema, or whose rows do not belong to their hashes.
+    """
+    stored = _read(Path(path))
+    keys = list(stored) if configs is None else _keys(configs)
+    return _frame([row for key in keys for row in stored.get(key, ())])
+
+
+def missing_rows(path: str | Path, configs: Sequence[Config]) -> list[Config]:
+    """The configs that the results file does not have yet."""
+    stored = _read(Path(path))
+    return [config for key, config in zip(_keys(configs), configs, strict=True) if key not in stored]
+
+
+def not_run(path: str | Path, configs: Sequence[Config], command: str) -> str:
+    """A sentence for a page: how many of the runs are not there, and the command that fills them in; "" if all are."""
+    missing = len(missing_rows(path, configs))
+    return f"{missing} of {len(configs)} runs not run; `{command}` fills them in" if missing else ""
+
+
+def predictions(path: str | Path, config: Mapping[str, Any] | str) -> dict[str, np.ndarray]:
+    """The stored predictions of one run (a config or its hash): per test condition [n], besides ``target`` and ``ids``.
+
+    Classes are int16, scores float32; a sample that a condition leaves empty is -1 or NaN. Raises FileNotFoundError
+    where none are stored, ValueError for a file that cannot be read.
+    """
+    key = config if isinstance(config, str) else config_hash(config)
+    file = _predictions_file(Path(path), key)
+    if not file.exists():
+        raise FileNotFoundError(f"config: no predictions of {key} are stored beside {Path(path).name}")
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except Exception as error:
+        raise ValueError(f"{file.name}: not a readable predictions file ({error}); delete it and run again") from error
+
+
+def _predictions_file(path: Path, key: str) -> Path:
+    return path.with_name(f"{path.stem}.predictions") / f"{key}.npz"
+
+
+def _keys(configs: Sequence[Config]) -> list[str]:
+    return list(dict.fromkeys(config_hash(c) for c in configs)) if configs else []
+
+
+def _read(path: Path) -> dict[str, list[dict[str, str]]]:
+    """The stored rows by config hash. Of a file that ends in the middle of a line, the last run is left out.
+
+    Each run's rows stand together and are written at once; only something else than this module can leave half a line.
+    """
+    if not path.exists():
+        return {}
+    text = path.read_bytes().decode("utf-8", errors="replace")
+    torn = bool(text) and not text.endswith("\n")
+    if torn:
+        text = text[: text.rfind("\n") + 1]
+    lines = list(csv.reader(io.StringIO(text)))
+    if torn and not lines:
+        return {}
+    if not lines or tuple(lines[0]) != COLUMNS:
+        found = lines[0] if lines else []
+        lacking, extra = [c for c in COLUMNS if c not in found], [c for c in found if c not in COLUMNS]
+        raise ValueError(
+            f"{path.name}: expected a results file with the columns {', '.join(COLUMNS)}; this one lacks {lacking} and "
+            f"has {extra} besides (or in another order). Give the new results another file"
+        )
+    stored: dict[str, list[dict[str, str]]] = {}
+    for number, line in enumerate(lines[1:], 2):
+        if len(line) != len(COLUMNS):
+            raise ValueError(f"{path.name}, line {number}: expected {len(COLUMNS)} values, got {len(line)}")
+        row = dict(zip(COLUMNS, line, strict=True))
+        stored.setdefault(row["config_hash"], []).append(row)
+    for key, rows in stored.items():
+        if hashlib.sha256(rows[0]["config"].encode()).hexdigest()[:16] != key:
+            raise ValueError(
+                f"{path.name}: the rows of {key} hold another configuration than their hash says; the file was "
+                f"edited, or comes from another version. Remove these rows, or give the new results another file"
+            )
+    if torn and stored:
+        lost = list(stored)[-1]
+        del stored[lost]
+        warnings.warn(
+            f"{path.name} ends in the middle of a line; its last run ({lost}) may be incomplete and is run again",
+            stacklevel=3,
+        )
+    return stored
+
+
+def _frame(rows: list[dict[str, str]]) -> pd.DataFrame:
+    import pandas as pd
+
+    frame = pd.DataFrame(rows, columns=COLUMNS, dtype=str)
+    for name in ("value", "seconds", "peak_memory_mb"):
+        frame[name] = [float(v) if v else math.nan for v in frame[name]]
+    for name in ("seed", "n"):
+        frame[name] = pd.array([int(v) if v else None for v in frame[name]], dtype="Int64")
+    return frame
+
+
+def _append(path: Path, key: str, rows: list[dict[str, str]], arrays: Mapping[str, np.ndarray]) -> None:
+    """Store one run. The whole file is replaced at once, so no crash or full disk can harm what is in it."""
+    from filelock import FileLock
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if arrays:
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+        atomic_write(_predictions_file(path, key), buffer.getbuffer())
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        stored = _read(path)
+        if key in stored:  # another process was faster
+            return
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        for group in [*stored.values(), rows]:
+            writer.writerows(group)
+        atomic_write(path, text.getvalue().encode())
+
+
+# Running
+
+
+def load_or_run(
+    path: str | Path,
+    configs: Sequence[Config],
+    run: Run | None = None,
+    *,
+    workers: int = 1,
+    backend: str = "loky",
+    client: Any = None,
+    threads: int = 1,
+    experiment: str | None = None,
+    command: str = "",
+    progress: bool = False,
+) -> pd.DataFrame:
+    """The rows of all ``configs``: stored ones are loaded, the others are run and stored as each of them finishes.
+
+    path : the results file, a CSV; predictions go to the folder ``<stem>.predictions`` beside it
+    run : config -> rows, each with at least ``metric`` and ``value`` and any other of `COLUMNS`, or `Rows`; default
+        `train_and_score`
+    workers : processes; 1 runs here. With ``backend="dask"`` the runs go to ``client``, or to a local cluster of so
+        many processes; other backends are joblib's
+    threads : torch threads in each worker
+    experiment : what the rows belong to; default the file's stem
+    command : what a reader types to fill this file; it is stored with every row
+
+    Interrupted or killed, it goes on where it was when called again; several processes may fill one file. A run that
+    raises does not stop the others: what finished is stored, then RuntimeError names the failed ones. Raises ValueError
+    for a results file of another schema or experiment, OSError when the disk is full; what was stored stays.
+    """
+    path = Path(path)
+    run = run or train_and_score
+    experiment = experiment or path.stem
+    if not isinstance(workers, int) or workers < 1:
+        raise ValueError(f"workers: expected an integer of at least 1, got {workers!r}")
+    if "\n" in command or "\n" in experiment:
+        raise ValueError("command, experiment: expected a single line")
+    keys = _keys(configs)
+    stored = _read(path)
+    others = sorted({row["experiment"] for key in stored for row in stored[key]} - {experiment})
+    if others:
+        raise ValueError(
+            f"{path.name}: expected rows of the experiment {experiment!r}, got rows of {others}; give this experiment "
+            f"a file of its own"
+        )
+    by_key = {config_hash(config): config for config in configs}
+    todo = {key: config for key, config in by_key.items() if key not in stored}
+    facts = {"experiment": experiment, "command": command, "commit": _commit()}
+    failed: dict[str, str] = {}
+    results = _run_all(todo, run, workers, backend, client, threads)
+    with contextlib.closing(results):
+        for key, rows, arrays, trace in _bar(results, len(todo), progress):
+            if trace is None:
+                try:
+                    _append(path, key, [_complete(row, key, by_key[key], facts) for row in rows], arrays)
+                except (TypeError, ValueError) as error:
+                    trace = f"{type(error).__name__}: {error}"
+            if trace is not None:
+                failed[key] = trace
+    if failed:
+        key, trace = next(iter(failed.items()))
+        raise RuntimeError(
+            f"{len(failed)} of {len(todo)} runs failed, the others are stored in {path.name}. The first, {key}, was "
+            f"{_canonical(by_key[key])}:\n{trace}"
+        )
+    done = _read(path)
+    return _frame([row for key in keys for row in done[key]])
+
+
+def _run_all(
+    todo: Mapping[str, Config], run: Run, workers: int, backend: str, client: Any, threads: int
+) -> Generator[Done, None, None]:
+    """Each finished run as soon as it is: its key, rows and predictions, or the traceback."""
+    if not todo:
+        return
+    if workers == 1 and backend != "dask":
+        for key, config in todo.items():
+            yield _run_one(run, key, config, threads)
+        return
+    import joblib
+
+    options: dict[str, Any] = {}
+    cluster: Any = None
+    if backend == "dask":
+        import distributed
+
+        if client is None:
+            cluster = distributed.LocalCluster(
+                n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs="ERROR"
+            )
+            client = distributed.Client(cluster, set_as_default=False)
+        options["client"] = client
+    elif backend == "loky":
+        options["inner_max_num_threads"] = threads
+    try:
+        with joblib.parallel_config(backend=backend, n_jobs=workers, **options):
+            parallel = joblib.Parallel(return_as="generator_unordered", batch_size=1)
+            yield from parallel(joblib.delayed(_run_one)(run, key, config, threads) for key, config in todo.items())
+    finally:
+        if cluster is not None:
+            client.close()
+            cluster.close()
+
+
+def _run_one(run: Run, key: str, config: Config, threads: int) -> Done:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        rows = run(dict(config))
+        arrays = {name: np.asarray(array) for name, array in getattr(rows, "predictions", {}).items()}
+        here = {"torch": torch.__version__, "mmlib": _version(), "device": _cpu("cpu")}
+        return key, [{**here, **row} for row in rows], arrays, None
+    except Exception:
+        return key, [], {}, traceback.format_exc()
+    finally:
+        torch.set_num_threads(before)
+
+
+def _complete(row: Mapping[str, Any], key: str, config: Config, facts: Mapping[str, str]) -> dict[str, str]:
+    """One row with every column, as text: numbers in full precision, no folder and no line break anywhere."""
+    if unknown := [name for name in row if name not in COLUMNS]:
+        raise ValueError(f"run: expected rows with columns of {COLUMNS}, got {unknown}")
+    if lacking := [name for name in ("metric", "value") if name not in row]:
+        raise ValueError(f"run: expected rows with metric and value, one lacks {lacking}")
+    known = {k: config.get(k, "") for k in ("method", "backbone", "data", "seed", "profile")}
+    date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    whole = {**known, "date": date, **row, **facts, "config_hash": key, "config": _canonical(config)}
+    values = {name: _text(whole.get(name, "")) for name in COLUMNS}
+    if broken := [name for name, value in values.items() if "\n" in value or "\r" in value]:
+        raise ValueError(f"run: expected single-line values, got a line break in {broken}")
+    return values
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, (np.generic, torch.Tensor)):
+        value = value.item()
+    return repr(value) if isinstance(value, float) else str(value)
+
+
+def _bar(results: Iterable[Any], total: int, progress: bool) -> Iterable[Any]:
+    from tqdm.auto import tqdm
+
+    return tqdm(results, total=total, unit="run", disable=not progress or not total)
+
+
+def _version() -> str:
+    from . import __version__
+
+    return __version__
+
+
+@functools.cache
+def _commit() -> str:
+    """The git commit of this code, with a + where it was changed since; empty outside a repository."""
+    folder = Path(__file__).resolve().parent
+    try:
+        ask = lambda *words: subprocess.run(
+            ["git", *words], cwd=folder, capture_output=True, text=True, check=True, timeout=20
+        ).stdout.strip()
+        return ask("rev-parse", "--short=12", "HEAD") + ("+" if ask("status", "--porcelain", "--", ".") else "")
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+# The general runner
+
+
+def _generic(data: MultimodalDataset, options: Mapping[str, Any]) -> Any:
+    from .backbones import GenericBackbone
+
+    return GenericBackbone.for_data(data, **options)
+
+
+def _avmnist(data: MultimodalDataset, options: Mapping[str, Any]) -> Any:
+    from .backbones import AVMNISTBackbone, AVMNISTConfig
+
+    return AVMNISTBackbone(AVMNISTConfig(modalities=data.modalities, outputs=data.info["outputs"], **options))
+
+
+def _joint(backbone: Any, data: MultimodalDataset, options: Mapping[str, Any]) -> Any:
+    from .methods import JointTraining
+
+    return JointTraining(backbone, **options)
+
+
+BACKBONES: dict[str, Callable[[MultimodalDataset, Mapping[str, Any]], Any]] = {"generic": _generic, "avmnist": _avmnist}
+METHODS: dict[str, Callable[[Any, MultimodalDataset, Mapping[str, Any]], Any]] = {"joint": _joint}
+
+DEFAULTS: Config = {
+    "data": "digits",
+    "data_root": None,
+    "data_options": {},
+    "modalities": None,  # these alone, in this order
+    "backbone": "generic",
+    "backbone_options": {},
+    "method": "joint",
+    "method_options": {},
+    "train_plan": None,  # MissingPlan.from_dict; without a seed, the run's
+    "valid_plan": "train",  # another plan, None for all that is there, or "train": the train plan, on these samples
+    "test": "complete",  # "complete", "subsets", {name: plan or list of modalities}, or a list of these
+    "train": {},  # fields of TrainConfig
+    "seed": 0,
+    "profile": "quick",
+    "device": "auto",
+    "progress": False,
+}
+
+
+def train_and_score(config: Config) -> Rows:
+    """Train one method on one data set and score it under the test conditions: the entries of a config are `DEFAULTS`.
+
+    Weights, order and dropout follow ``seed``; selection is on validation, its metric is the row with test "valid".
+    Rows: per condition ``accuracy`` for classes, or the metrics of `metrics.msa_scores` for scores, over the n samples
+    of which the condition leaves something; seconds of training; peak memory of the process, or of the GPU.
+
+    test : "complete" (what is there), "subsets" (every non-empty subset of the modalities, named "image+audio"), a dict
+        from names to plans or lists of modalities, or a list of these
+
+    Raises ValueError for an unknown entry or name, listing the known ones.
+    """
+    if unknown := sorted(set(config) - set(DEFAULTS)):
+        raise ValueError(f"config: unknown entries {unknown}; known are {sorted(DEFAULTS)}")
+    given = {**DEFAULTS, **config}
+    for name, known in (("backbone", BACKBONES), ("method", METHODS)):
+        if given[name] not in known:
+            raise ValueError(f"{name}: expected one of {sorted(known)}, got {given[name]!r}")
+    settings = {"seed": given["seed"], "device": given["device"], "progress": given["progress"], **given["train"]}
+    if unknown := sorted(set(settings) - set(TrainConfig.__dataclass_fields__)):
+        raise ValueError(f"train: unknown settings {unknown}; known are {sorted(TrainConfig.__dataclass_fields__)}")
+    training = TrainConfig(**settings)
+
+    splits = _splits(given["data"], given["data_root"], json.dumps(given["data_options"], sort_keys=True))
+    splits = {name: split for name, split in splits.items() if split is not None}
+    if given["modalities"] is not None:
+        splits = {name: _with_any(split.select(given["modalities"]))[0] for name, split in splits.items()}
+    train, valid, test = splits["train"], splits.get("valid"), splits["test"]
+    train_plan = _plan(given["train_plan"], given["seed"])
+    valid_plan = train_plan if given["valid_plan"] == "train" else _plan(given["valid_plan"], given["seed"])
+    if valid is not None and valid_plan is not None:
+        valid = valid_plan.draw(valid, epoch=0 if valid_plan.resample else None).apply(valid)
+    mask = "-" if train_plan is None else train_plan.draw(train, epoch=1 if train_plan.resample else None).fingerprint
+
+    with random_state(given["seed"]), _Memory() as memory:
+        backbone = BACKBONES[given["backbone"]](train, given["backbone_options"])
+        method = METHODS[given["method"]](backbone, train, given["method_options"])
+        history = fit(method, train, valid, training, train_plan=train_plan)
+    common: dict[str, Any] = {
+        **{name: given[name] for name in ("method", "backbone", "data", "seed", "profile")},
+        "data_hash": hashlib.sha256(
+            "".join(str(splits[k].info.get("fingerprint")) for k in sorted(splits)).encode()
+        ).hexdigest()[:12],
+        "seconds": round(history.seconds, 3),
+        "peak_memory_mb": round(memory.peak_mb),
+        "device": _device(method),
+    }
+    rows, kept = Rows(), {}
+    if history.best_epoch is not None and valid is not None:
+        chosen = history.epochs[history.best_epoch - 1 if training.select == "best" else -1]
+        for metric in ("accuracy", "mae"):
+            if f"valid_{metric}" in chosen:
+                score = {"metric": metric, "value": chosen[f"valid_{metric}"], "n": len(valid)}
+                rows.append({**common, "test": "valid", "mask_hash": f"{mask[:12]}/-", **score})
+    for name, condition, fingerprint in _conditions(given["test"], test, given["seed"]):
+        scored, places = _with_any(condition)
+        logits = predict(method, scored)
+        for metric, value in _scores(logits, scored).items():
+            masks = {"test": name, "mask_hash": f"{mask[:12]}/{fingerprint[:12]}"}
+            rows.append({**common, **masks, "metric": metric, "value": value, "n": len(scored)})
+        kept[name] = _compact(logits, test, places)
+    assert test.target is not None
+    target = test.target.cpu().numpy()
+    kept["target"] = target.astype(np.float32 if test.target.is_floating_point() else np.int16)
+    kept["ids"] = test.ids.cpu().numpy()
+    rows.predictions = kept
+    return rows
+
+
+@functools.lru_cache(maxsize=2)
+def _splits(name: str, root: str | None, options: str) -> dict[str, MultimodalDataset]:
+    """A worker's data sets, read once."""
+    from . import data
+
+    return data.load(name, root or None, **json.loads(options))
+
+
+def _plan(given: Any, seed: int) -> MissingPlan | None:
+    from .missing import MissingPlan
+
+    if given is None:
+        return None
+    if not isinstance(given, Mapping):
+        raise ValueError(f"plan: expected None or a dict for MissingPlan.from_dict, got {given!r}")
+    return MissingPlan.from_dict({"seed": seed, **given})
+
+
+def subsets(modalities: Sequence[str]) -> dict[str, list[str]]:
+    """Every non-empty subset of the modalities by its name, such as "image+audio"; all of them last."""
+    found = {}
+    for size in range(1, len(modalities) + 1):
+        for names in itertools.combinations(modalities, size):
+            found["+".join(names)] = list(names)
+    return found
+
+
+def _conditions(asked: Any, test: MultimodalDataset, seed: int) -> Iterator[tuple[str, MultimodalDataset, str]]:
+    """(name, test split under the condition, mask fingerprint or "-") of each test condition."""
+    if isinstance(asked, (list, tuple)):
+        for one in asked:
+            yield from _conditions(one, test, seed)
+    elif asked == "complete":
+        yield "complete", test, "-"
+    elif asked == "subsets":
+        yield from _conditions(subsets(test.modalities), test, seed)
+    elif isinstance(asked, Mapping):
+        for name, what in asked.items():
+            if name in ("valid", "target", "ids"):
+                raise ValueError(f"test: expected another name than {name!r}, which the results use themselves")
+            if isinstance(what, Mapping):
+                plan = _plan(what, seed)
+                assert plan is not None
+                drawn = plan.draw(test, epoch=0 if plan.resample else None)
+                yield name, drawn.apply(test), drawn.fingerprint
+            elif isinstance(what, (list, tuple)):
+                on = torch.zeros(len(test.modalities), dtype=torch.bool, device=test.device)
+                for modality in what:
+                    on[test.data.index(modality)] = True
+                yield name, test.drop(present=on), "-"
+            else:
+                raise ValueError(f"test[{name!r}]: expected a plan or a list of modalities, got {what!r}")
+    else:
+        raise ValueError(f"test: expected 'complete', 'subsets', a dict or a list of these, got {asked!r}")
+
+
+def _with_any(data: MultimodalDataset) -> tuple[MultimodalDataset, torch.Tensor]:
+    """The samples of which something is there, and their places."""
+    there = data.present.flatten(1).any(-1)
+    places = there.nonzero()[:, 0]
+    if len(places) == 0:
+        raise ValueError("data: expected samples of which a modality is there, got none")
+    return (data if len(places) == len(data) else data.subset(places)), places.cpu()
+
+
+def _scores(logits: torch.Tensor, data: MultimodalDataset) -> dict[str, float]:
+    assert data.target is not None
+    target = data.target.cpu()
+    if "utterance" in data.data.extras:
+        real = data.data.extras["utterance"].cpu()
+        logits, target = logits[real], target[real]
+    if not target.is_floating_point():
+        return {"accuracy": (logits.argmax(-1) == target).double().mean().item()}
+    from .metrics import msa_scores
+
+    return msa_scores(logits[..., 0].numpy(), target.numpy(), scale=data.info.get("scale", "mosi"))
+
+
+def _compact(logits: torch.Tensor, test: MultimodalDataset, places: torch.Tensor) -> np.ndarray:
+    """Predicted classes int16 or scores float32 of all test samples; -1 or NaN for those that had nothing."""
+    assert test.target is not None
+    if test.target.is_floating_point():
+        found, empty = logits[..., 0].float(), math.nan
+    else:
+        found, empty = logits.argmax(-1).to(torch.int16), -1
+    whole = torch.full((len(test), *found.shape[1:]), empty, dtype=found.dtype)
+    whole[places] = found
+    return whole.numpy()
+
+
+def _device(method: torch.nn.Module) -> str:
+    device = next(method.parameters()).device
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return _cpu(device.type)
+
+
+def _cpu(kind: str) -> str:
+    threads = torch.get_num_threads()
+    return f"{kind}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+class _Memory:
+    """Peak memory inside the block: of the GPU where one is in use, else the resident memory of this process.
+
+    Linux forgets the process's earlier peak; elsewhere it is the peak since the process began.
+    """
+
+    peak_mb = math.nan
+
+    def __enter__(self) -> _Memory:
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if torch.cuda.is_available() and torch.cuda.max_memory_allocated() > 0:
+            self.peak_mb = torch.cuda.max_memory_allocated() / 2**20
+            return
+        with contextlib.suppress(OSError, StopIteration):
+            lines = Path("/proc/self/status").read_text().splitlines()
+            self.peak_mb = int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
+            return
+        with contextlib.suppress(ImportError):
+            import resource
+
+            unit = 1 if platform.system() == "Darwin" else 1024
+            self.peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

@@ -1,0 +1,929 @@
+"""One visible loop for every method, on Hugging Face accelerate; weights in and out; predictions with parts missing.
+
+A method is an ``nn.Module`` with ``forward(batch) -> Output(logits, losses)``; the objective is the sum of ``losses``.
+`fit` is the loop, top to bottom; what follows it in this file is what the loop calls. What a paper does besides its
+loss (gradient rebalancing, a curriculum, statistics) is a *hook*: any object with some of the methods
+
+    on_start  on_epoch_start  on_batch  on_backward  on_step  on_epoch_end  on_end        (each takes the State)
+
+and, where it has a state to be checkpointed, ``state_dict`` and ``load_state_dict``. The method itself takes part as
+the first hook, where it defines any of these.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import math
+import os
+import random
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .batch import MultimodalBatch, MultimodalDataset, Output
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from accelerate import Accelerator
+
+    from .missing import MissingPlan
+
+__all__ = [
+    "History",
+    "State",
+    "TrainConfig",
+    "atomic_write",
+    "data_fingerprint",
+    "fit",
+    "load",
+    "predict",
+    "random_state",
+    "save",
+    "validation_scores",
+]
+
+Scores = Callable[[Tensor, MultimodalBatch], Mapping[str, float]]
+Schedule = Callable[[torch.optim.Optimizer, int], Any]
+SCHEDULES = (None, "cosine", "linear-warmup-cosine", "onecycle")
+OPTIMIZERS = ("adam", "adamw", "sgd")
+MINIMISED = ("loss", "mae", "mse", "rmse")  # validation metrics of which less is better
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train. Everything that can change the numbers is here, in the data, in the method or in the hooks."""
+
+    epochs: int = 30
+    batch_size: int = 64  # samples that go through the method at once, over all processes together
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+    optimizer: str | Callable[[list[nn.Parameter]], torch.optim.Optimizer] = "adam"  # adam, adamw, sgd (momentum 0.9)
+    clip: float | None = None  # largest norm of the whole gradient
+    accumulation: int = 1  # mini-batches per optimizer step
+    schedule: str | Schedule | None = None  # cosine, linear-warmup-cosine, onecycle, or (optimizer, steps) -> scheduler
+    warmup: float = 0.1  # share of the steps that linear-warmup-cosine warms up
+    patience: int | None = None  # stop after so many epochs without a better validation metric
+    select: str = "best"  # keep the weights of the "best" epoch by the monitored validation metric, or of the "last"
+    monitor: str | None = None  # validation metric; None: accuracy for classes, mae for scores
+    seed: int = 0
+    device: str = "auto"  # auto, cpu or cuda
+    mixed_precision: str = "no"  # no, bf16 or fp16
+    compile: bool | str = False  # True for torch.compile's default backend, or a backend's name
+    progress: bool = False
+    trackers: tuple[Any, ...] = ()  # names that accelerate knows, "jsonl", or GeneralTracker objects
+    log_dir: str = "runs"  # where trackers write
+    steps: int | None = None  # optimizer steps in all, instead of epochs
+    loader: str = "auto"  # resident: whole tensors on the device; stream: a DataLoader; auto: by resident_limit
+    resident_limit: int = 4 << 30  # bytes of a split that may be moved onto the device as a whole
+    loader_workers: int = 0  # processes of the DataLoader
+
+    def __post_init__(self) -> None:
+        def need(condition: bool, name: str, expected: str) -> None:
+            if not condition:
+                raise ValueError(f"{name}: expected {expected}, got {getattr(self, name)!r}")
+
+        for name in ("epochs", "batch_size", "accumulation"):
+            need(_whole(getattr(self, name)), name, "an integer of at least 1")
+        for name in ("patience", "steps"):
+            need(getattr(self, name) is None or _whole(getattr(self, name)), name, "None or an integer of at least 1")
+        need(0 < self.lr < math.inf, "lr", "a positive number")
+        need(0 <= self.weight_decay < math.inf, "weight_decay", "a number of at least 0")
+        need(self.clip is None or self.clip > 0, "clip", "None or a positive number")
+        need(0 <= self.warmup < 1, "warmup", "a share in [0, 1)")
+        need(self.select in ("best", "last"), "select", "'best' or 'last'")
+        need(
+            callable(self.optimizer) or self.optimizer in OPTIMIZERS, "optimizer", f"one of {OPTIMIZERS} or a callable"
+        )
+        need(callable(self.schedule) or self.schedule in SCHEDULES, "schedule", f"one of {SCHEDULES} or a callable")
+        need(self.device in ("auto", "cpu", "cuda"), "device", "auto, cpu or cuda")
+        need(self.mixed_precision in ("no", "bf16", "fp16"), "mixed_precision", "no, bf16 or fp16")
+        need(self.loader in ("auto", "resident", "stream"), "loader", "auto, resident or stream")
+        need(isinstance(self.seed, int) and self.seed >= 0, "seed", "an integer of at least 0")
+        if isinstance(self.trackers, str):
+            raise TypeError(f"trackers: expected a tuple of names, got the string {self.trackers!r}")
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+@dataclass
+class History:
+    """What a run did: one dict an epoch (1, 2, ...) with ``epoch``, ``step``, ``lr`` (at its end), ``seconds``,
+    ``train_loss``, one ``train_<term>`` for each loss term (means over samples) and ``valid_<metric>``."""
+
+    epochs: list[dict[str, Any]] = field(default_factory=list)
+    best_epoch: int | None = None  # the epoch with the best validation metric; None without validation
+    seconds: float = 0.0
+
+    def frame(self) -> pd.DataFrame:
+        """The epochs as a pandas DataFrame."""
+        import pandas as pd
+
+        return pd.DataFrame(self.epochs)
+
+
+@dataclass
+class State:
+    """What a hook sees, and may change: ``batch`` in on_batch, the gradients in on_backward, ``stop`` at any time."""
+
+    method: nn.Module  # the method itself, not its wrappers
+    optimizer: Any
+    accelerator: Accelerator
+    config: TrainConfig
+    history: History
+    train: MultimodalDataset  # the training split as it is trained on in this epoch
+    epoch: int = 0  # 1 in the first epoch
+    step: int = 0  # optimizer steps taken
+    batch: MultimodalBatch | None = None  # this process's part of the mini-batch
+    output: Output | None = None
+    stop: bool = False  # True ends the training after this epoch
+
+
+def fit(
+    method: nn.Module,
+    train: MultimodalDataset,
+    valid: MultimodalDataset | None = None,
+    config: TrainConfig = TrainConfig(),
+    *,
+    train_plan: MissingPlan | None = None,
+    hooks: Sequence[Any] = (),
+    checkpoint: str | Path | None = None,
+    metrics: Scores | None = None,
+) -> History:
+    """Train ``method`` in place and return its history; it is left on the training device, in eval mode.
+
+    train_plan : what the training split misses, drawn once, or anew every epoch where the plan resamples
+    hooks : called in order; ``on_batch`` before a forward pass, ``on_backward`` between the last backward pass and the
+        optimizer step, when gradients are whole, unscaled and the same in every process, ``on_step`` after it
+    checkpoint : a file that is rewritten after every epoch and resumed from where it exists. On the CPU a resumed run
+        gives the numbers of an uninterrupted one, to the bit
+    metrics : (logits, batch) -> dict of validation metrics; default `validation_scores`
+
+    Each epoch is a seeded permutation and drops nothing. A mini-batch is split between the processes and its loss
+    weighted by their shares, so the gradient is the one-process gradient wherever the loss is a mean over samples and
+    samples do not meet (no batch normalisation). The same holds for accumulation. Every process trains, the main one
+    validates and writes. The caller's random state (Python, NumPy, torch) is the same after the call as before.
+
+    Raises ValueError for what does not fit together or a checkpoint of another configuration, and FloatingPointError,
+    naming epoch, step and loss term, when a loss or a weight is not finite; the last checkpoint stays as it was.
+    """
+    monitor = config.monitor or ("mae" if train.info.get("task") == "regression" else "accuracy")
+    if valid is None and (config.select == "best" or config.patience is not None):
+        raise ValueError(
+            "valid: select='best' and patience need a validation split; pass one, or TrainConfig(select='last')"
+        )
+    if not any(p.requires_grad for p in method.parameters()):
+        raise ValueError("method: expected at least one parameter that requires a gradient, got none")
+    steps_per_epoch = math.ceil(len(train) / (config.batch_size * config.accumulation))
+    epochs = config.epochs if config.steps is None else math.ceil(config.steps / steps_per_epoch)
+    budget = config.steps or epochs * steps_per_epoch
+
+    with random_state(config.seed), _accelerate(method, config) as accelerator:
+        rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
+        plain_optimizer = _optimizer(method, config)
+        scheduler = _scheduler(plain_optimizer, config, budget)
+        model, optimizer = accelerator.prepare(method, plain_optimizer)
+        keep_complete = bool(getattr(method, "needs_complete", False))
+        data = _masked(train, train_plan, 1, keep_complete)
+        resident = config.loader != "stream" and (
+            config.loader == "resident" or data.device == device or _bytes(data.data) <= config.resident_limit
+        )
+        data = data.to(device) if resident else data
+        held_out = valid.to(device) if valid is not None and resident else valid
+
+        state = State(method, optimizer, accelerator, config, History(), data)
+        callers = [*([method] if any(hasattr(method, name) for name in _EVENTS) else []), *hooks]
+        call = lambda event: [getattr(hook, event)(state) for hook in callers if hasattr(hook, event)]
+        saved = _Checkpoint(checkpoint, state, scheduler, hooks, monitor)
+        if checkpoint is not None:
+            saved.identify(train, valid, train_plan)
+            saved.resume()
+        call("on_start")
+        saved.restore_random_state()
+        best = saved.best
+        bar = _progress(config, accelerator, epochs, state.epoch)
+
+        while state.epoch < epochs and not state.stop:
+            started = time.perf_counter()
+            state.epoch += 1
+            if train_plan is not None and train_plan.resample and state.epoch > 1:
+                data = _masked(train, train_plan, state.epoch, keep_complete)
+                state.train = data = data.to(device) if resident else data
+            call("on_epoch_start")
+            model.train()
+            order = _permutation(len(data), config.seed, state.epoch)
+            steps = _steps(order.to(device) if resident else order, config, rank, world)[: budget - state.step]
+            batches = _batches(data, [rows for step in steps for rows, _ in step], config, device, resident)
+            losses = _LossMeter(device)
+
+            for step in steps:
+                for i, (rows, weight) in enumerate(step):
+                    state.batch = next(batches)
+                    call("on_batch")
+                    last = i + 1 == len(step)
+                    with contextlib.nullcontext() if last else accelerator.no_sync(model):
+                        state.output = model(state.batch)
+                        accelerator.backward(_objective(state.output) * weight)
+                    losses.add(state.output.losses, len(rows) if weight else 0, state.step + 1)
+                accelerator.unscale_gradients(optimizer)
+                call("on_backward")
+                if config.clip is not None:
+                    nn.utils.clip_grad_norm_(method.parameters(), config.clip)
+                optimizer.step()
+                optimizer.zero_grad()
+                if scheduler is not None and not accelerator.optimizer_step_was_skipped:
+                    scheduler.step()
+                state.step += 1
+                call("on_step")
+
+            row = {"epoch": state.epoch, "step": state.step, "lr": plain_optimizer.param_groups[0]["lr"]}
+            row.update(losses.read(state.epoch))
+            _check_weights(method, state.epoch, state.step)
+            _share_buffers(method, world)
+            if held_out is not None:
+                row.update(_validate(method, held_out, metrics, accelerator))
+                best = _better(best, row, monitor, method, keep=config.select == "best")
+                state.history.best_epoch = best.epoch
+                if config.patience is not None and state.epoch - best.epoch >= config.patience:
+                    state.stop = True
+            row["seconds"] = time.perf_counter() - started
+            state.history.epochs.append(row)
+            state.history.seconds += row["seconds"]
+            call("on_epoch_end")
+            accelerator.log({k: v for k, v in row.items() if k != "epoch"}, step=state.epoch)
+            saved.write(best)
+            bar.set_postfix({k: f"{row[k]:.3g}" for k in ("train_loss", f"valid_{monitor}") if k in row}, refresh=False)
+            bar.update()
+
+        bar.close()
+        if config.select == "best" and best.weights is not None:
+            method.load_state_dict(best.weights)
+        method.eval()
+        call("on_end")
+    return state.history
+
+
+_EVENTS = ("on_start", "on_epoch_start", "on_batch", "on_backward", "on_step", "on_epoch_end", "on_end")
+
+
+def _objective(output: Output) -> Tensor:
+    if not output.losses:
+        raise ValueError("method: expected loss terms in training, got none; does the training split have a target?")
+    return torch.stack([loss.float() for loss in output.losses.values()]).sum()
+
+
+# Seeds, devices, optimizers
+
+
+@contextlib.contextmanager
+def random_state(seed: int) -> Iterator[None]:
+    """Seed Python, NumPy and torch inside the block; afterwards they are as they were before it."""
+    before = _random_state()
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002  the legacy state is the one that other libraries draw from
+    torch.manual_seed(seed)
+    try:
+        yield
+    finally:
+        _set_random_state(before)
+
+
+def _random_state() -> dict[str, Any]:
+    kind, keys, *rest = np.random.get_state()  # noqa: NPY002
+    state = {
+        "python": random.getstate(),
+        "numpy": (kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest),
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def _set_random_state(state: Mapping[str, Any]) -> None:
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+_MARKS = ("forward", "_original_forward", "_is_accelerate_prepared", "_is_torch_compile")
+
+
+@contextlib.contextmanager
+def _accelerate(method: nn.Module, config: TrainConfig) -> Iterator[Accelerator]:
+    """An Accelerator of its own for this run; method and accelerate's global state are as before afterwards.
+
+    accelerate keeps one global state a process and marks the models it has prepared, so without this a notebook could
+    neither train on another device or precision than the first time, nor train the same method twice.
+    """
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+    from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
+
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device: expected cpu or auto, since torch finds no CUDA device here, got 'cuda'")
+    if config.mixed_precision == "fp16" and not torch.cuda.is_available():
+        raise ValueError("mixed_precision: fp16 needs a GPU; expected no or bf16, got 'fp16'")
+    cpu = config.device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    backend = ("inductor" if config.compile else None) if isinstance(config.compile, bool) else config.compile
+    globals_ = [cls._shared_state for cls in (PartialState, AcceleratorState, GradientState)]
+    before = [dict(shared) for shared in globals_]
+    marks = {name: method.__dict__.get(name) for name in _MARKS}
+    for shared in globals_:
+        shared.clear()
+    try:
+        accelerator = Accelerator(
+            cpu=cpu,
+            mixed_precision=config.mixed_precision,
+            dynamo_backend=backend,
+            log_with=_trackers(config) or None,
+            project_dir=config.log_dir if config.trackers else None,
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # the loop weights and counts itself
+            # A batch without a modality leaves its encoder without a gradient.
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        )
+        if accelerator.process_index:  # not the same dropout in every process
+            torch.manual_seed(config.seed + 1_000_003 * accelerator.process_index)
+        accelerator.init_trackers("mmlib", config=_plain(config))
+        try:
+            yield accelerator
+        finally:
+            for tracker in accelerator.trackers:
+                tracker.finish()
+    finally:
+        for name, value in marks.items():
+            if value is None:
+                method.__dict__.pop(name, None)
+            else:
+                method.__dict__[name] = value
+        for shared, content in zip(globals_, before, strict=True):
+            shared.clear()
+            shared.update(content)
+
+
+def _trackers(config: TrainConfig) -> list[Any]:
+    """Names and objects as accelerate wants them; it would drop the ones that are not installed without a word."""
+    if not config.trackers:
+        return []
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
+
+    chosen: list[Any] = []
+    for name in config.trackers:
+        if isinstance(name, GeneralTracker):
+            chosen.append(name)
+        elif name == "jsonl":
+            chosen.append(_json_lines(Path(config.log_dir) / "mmlib.jsonl"))
+        elif name not in LOGGER_TYPE_TO_CLASS:
+            raise ValueError(f"trackers: expected 'jsonl' or one of {sorted(LOGGER_TYPE_TO_CLASS)}, got {name!r}")
+        elif name in _PACKAGES and name not in {str(t) for t in get_available_trackers()}:
+            raise ModuleNotFoundError(f"trackers: {name!r} is not installed; run `pip install {_PACKAGES[name]}`")
+        else:
+            chosen.append(name)
+    return chosen
+
+
+_PACKAGES = {
+    "aim": "aim",
+    "clearml": "clearml",
+    "comet_ml": "comet_ml",
+    "dvclive": "dvclive",
+    "mlflow": "mlflow",
+    "swanlab": "swanlab",
+    "tensorboard": "tensorboard",
+    "trackio": "trackio",
+    "wandb": "wandb",
+}
+
+
+def _json_lines(path: Path) -> Any:
+    from accelerate.tracking import GeneralTracker, on_main_process
+
+    class JsonLinesTracker(GeneralTracker):
+        """Appends one JSON object a line: first the configuration, then one an epoch."""
+
+        name = "jsonl"
+        requires_logging_directory = False
+
+        @property
+        def tracker(self) -> Path:
+            return path
+
+        @on_main_process
+        def _write(self, values: dict[str, Any]) -> None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(values) + "\n")
+
+        def store_init_configuration(self, values: dict[str, Any]) -> None:
+            self._write({"config": values})
+
+        def log(self, values: dict[str, Any], step: int | None = None, **_: Any) -> None:
+            self._write({"epoch": step, **values})
+
+    return JsonLinesTracker()
+
+
+def _plain(config: TrainConfig) -> dict[str, Any]:
+    """The configuration as numbers and strings; callables by their names."""
+    values = {k: getattr(config, k) for k in config.__dataclass_fields__}
+    values["trackers"] = ",".join(str(getattr(t, "name", t)) for t in config.trackers)
+    named = lambda v: f"{v.__module__}.{v.__qualname__}" if hasattr(v, "__qualname__") else type(v).__qualname__
+    return {k: named(v) if callable(v) else v for k, v in values.items()}
+
+
+def _optimizer(method: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    parameters = [p for p in method.parameters() if p.requires_grad]
+    if callable(config.optimizer):
+        return config.optimizer(parameters)
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(parameters, config.lr, momentum=0.9, weight_decay=config.weight_decay)
+    kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
+    return kind(parameters, config.lr, weight_decay=config.weight_decay)
+
+
+def _scheduler(optimizer: torch.optim.Optimizer, config: TrainConfig, steps: int) -> Any:
+    """A scheduler that is stepped after every optimizer step, ``steps`` times in all."""
+    if config.schedule is None:
+        return None
+    if callable(config.schedule):
+        return config.schedule(optimizer, steps)
+    if config.schedule == "onecycle":
+        return torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=config.lr, total_steps=steps + 1)
+    warm = int(config.warmup * steps) if config.schedule == "linear-warmup-cosine" else 0
+
+    def factor(step: int) -> float:
+        if step < warm:
+            return (step + 1) / (warm + 1)
+        return (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1, steps - warm)))) / 2
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+# Mini-batches
+
+
+def _masked(train: MultimodalDataset, plan: MissingPlan | None, epoch: int, keep_complete: bool) -> MultimodalDataset:
+    if plan is None:
+        return train
+    return plan.draw(train, epoch=epoch if plan.resample else None).apply(train, keep_complete=keep_complete)
+
+
+def _permutation(n: int, seed: int, epoch: int) -> Tensor:
+    """The order of the samples in this epoch, a function of seed and epoch alone."""
+    word = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0]
+    return torch.randperm(n, generator=torch.Generator().manual_seed(int(word) >> 1))
+
+
+def _steps(order: Tensor, config: TrainConfig, rank: int, world: int) -> list[list[tuple[Tensor, float]]]:
+    """Per optimizer step its mini-batches: this process's rows, and the weight of their mean loss.
+
+    The weights make the sum over mini-batches of the mean over processes the mean over the step's samples. A process
+    without a row takes one at weight 0, since all processes must meet in the backward pass.
+    """
+    steps = []
+    for group in order.split(config.batch_size * config.accumulation):
+        step = []
+        for batch in group.split(config.batch_size):
+            mine = batch[rank::world]
+            step.append((mine if len(mine) else batch[:1], world * len(mine) / len(group)))
+        steps.append(step)
+    return steps
+
+
+def _batches(
+    data: MultimodalDataset, rows: list[Tensor], config: TrainConfig, device: torch.device, resident: bool
+) -> Iterator[MultimodalBatch]:
+    if resident:
+        for index in rows:
+            yield data[index]
+        return
+    loader = torch.utils.data.DataLoader(
+        data,
+        batch_sampler=[index.tolist() for index in rows],
+        collate_fn=MultimodalDataset.collate,  # type: ignore[arg-type]
+        num_workers=config.loader_workers,
+        generator=torch.Generator(),  # so that it does not draw from the global one, as resident data do not
+    )
+    for batch in loader:
+        yield batch.to(device, non_blocking=True)
+
+
+def _bytes(batch: MultimodalBatch) -> int:
+    total = 0
+    for value in vars(batch).values():
+        if isinstance(value, Tensor):
+            total += value.nbytes
+        elif isinstance(value, dict):
+            total += sum(v.nbytes for v in value.values() if isinstance(v, Tensor))
+        elif isinstance(value, MultimodalBatch):
+            total += _bytes(value)
+    return total
+
+
+# What an epoch leaves behind
+
+
+class _LossMeter:
+    """Sums of the loss terms, kept on the device and read once an epoch."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+        self.bad: dict[str, Tensor] = {}  # the first step with a loss that is not finite, or a huge number
+
+    def add(self, losses: Mapping[str, Tensor], rows: int, step: int) -> None:
+        for name, loss in losses.items():
+            loss = loss.detach().float()
+            if name not in self.sums:
+                self.sums[name] = torch.zeros((), device=self.device)
+                self.bad[name] = torch.full((), math.inf, device=self.device)
+                self.counts[name] = 0
+            self.sums[name] += loss * rows
+            self.bad[name] = torch.where(torch.isfinite(loss), self.bad[name], self.bad[name].clamp(max=step))
+            self.counts[name] += rows
+
+    def read(self, epoch: int) -> dict[str, float]:
+        """Means over samples of all processes; FloatingPointError where a loss was not finite."""
+        from accelerate.utils import gather_object
+
+        mine = {k: (self.sums[k].item(), self.counts[k], self.bad[k].item()) for k in self.sums}
+        sums: dict[str, float] = {}
+        counts: dict[str, int] = {}
+        bad: dict[str, float] = {}
+        for part in gather_object([mine]):
+            for name, (total, count, step) in part.items():
+                sums[name] = sums.get(name, 0.0) + total
+                counts[name] = counts.get(name, 0) + count
+                bad[name] = min(bad.get(name, math.inf), step)
+        if bad and min(bad.values()) < math.inf:
+            name = min(bad, key=lambda k: bad[k])
+            raise FloatingPointError(
+                f"epoch {epoch}, step {int(bad[name])}: the loss term {name!r} is NaN or infinite; a lower lr, "
+                f"clip=1.0 or standardised features may help. The last checkpoint, if any, is from before"
+            )
+        rows = max(counts.values(), default=1)
+        means = {f"train_{name}": sums[name] / max(counts[name], 1) for name in sums}
+        return {**means, "train_loss": sum(sums.values()) / max(rows, 1)}
+
+
+def _check_weights(method: nn.Module, epoch: int, step: int) -> None:
+    named = [(name, p) for name, p in method.named_parameters() if p.requires_grad]
+    finite = torch.stack([torch.isfinite(p).all() for _, p in named]).tolist()
+    if not all(finite):
+        raise FloatingPointError(
+            f"epoch {epoch}, step {step}: the weight {named[finite.index(False)][0]!r} is NaN or infinite though every "
+            f"loss was finite; look for a gradient that is not, such as that of a square root at 0"
+        )
+
+
+def _share_buffers(method: nn.Module, world: int) -> None:
+    """Every process takes the main one's buffers (running statistics), which are the ones validated and stored."""
+    if world > 1:
+        for buffer in method.buffers():
+            torch.distributed.broadcast(buffer, 0)
+
+
+def validation_scores(logits: Tensor, batch: MultimodalBatch) -> dict[str, float]:
+    """Accuracy for classes, mean absolute error for scores, over all samples with a target (``loss`` is task_loss).
+
+    logits [*N, K]; where the batch has ``extras["utterance"]`` [B, U], over real utterances alone.
+    """
+    from .losses import task_loss
+
+    target = batch.target
+    if target is None:
+        raise ValueError("valid: expected a split with a target, got none")
+    target = target.to(logits.device)
+    mask = batch.extras.get("utterance")
+    if mask is not None:
+        logits, target = logits[mask.to(logits.device)], target[mask.to(logits.device)]
+    loss = task_loss(logits, target).item()
+    if target.is_floating_point():
+        return {"mae": loss, "loss": loss}
+    return {"accuracy": (logits.argmax(-1) == target).double().mean().item(), "loss": loss}
+
+
+def _validate(
+    method: nn.Module, valid: MultimodalDataset, metrics: Scores | None, accelerator: Accelerator
+) -> dict[str, float]:
+    """The main process validates, so that all decide alike and batch statistics are its own."""
+    from accelerate.utils import broadcast_object_list
+
+    found: list[Any] = [None]
+    if accelerator.is_main_process:
+        logits = predict(method, valid)
+        found = [{f"valid_{k}": float(v) for k, v in (metrics or validation_scores)(logits, valid.data).items()}]
+    return broadcast_object_list(found)[0] if accelerator.num_processes > 1 else found[0]
+
+
+@dataclass
+class _Best:
+    epoch: int = 0
+    value: float = math.nan
+    weights: dict[str, Tensor] | None = None
+
+
+def _better(best: _Best, row: Mapping[str, Any], monitor: str, method: nn.Module, keep: bool) -> _Best:
+    """The best epoch so far; of equals the earliest."""
+    if f"valid_{monitor}" not in row:
+        known = sorted(k.removeprefix("valid_") for k in row if k.startswith("valid_"))
+        raise ValueError(f"monitor: expected one of the validation metrics {known}, got {monitor!r}")
+    value = row[f"valid_{monitor}"]
+    better = value < best.value if monitor in MINIMISED else value > best.value
+    if not better and not (math.isnan(best.value) and (best.epoch == 0 or not math.isnan(value))):
+        return best
+    weights = {k: v.detach().clone() for k, v in method.state_dict().items()} if keep else None
+    return _Best(row["epoch"], value, weights)
+
+
+def _progress(config: TrainConfig, accelerator: Accelerator, epochs: int, done: int) -> Any:
+    from tqdm.auto import tqdm
+
+    return tqdm(total=epochs, initial=done, unit="epoch", disable=not (config.progress and accelerator.is_main_process))
+
+
+# Checkpoints and weights
+
+
+class _Checkpoint:
+    """Everything that a run needs to go on, in one file, replaced as a whole after every epoch."""
+
+    def __init__(self, path: str | Path | None, state: State, scheduler: Any, hooks: Sequence[Any], monitor: str):
+        self.path = None if path is None else Path(path)
+        self.state, self.scheduler = state, scheduler
+        self.hooks = [hook for hook in hooks if hasattr(hook, "state_dict") and hasattr(hook, "load_state_dict")]
+        self.hook_names = [type(hook).__qualname__ for hook in hooks]
+        self.monitor = monitor
+        self.best = _Best()
+        self.facts: dict[str, Any] = {}
+        self.random: list[dict[str, Any]] | None = None
+
+    def identify(self, train: MultimodalDataset, valid: MultimodalDataset | None, plan: MissingPlan | None) -> None:
+        """What must be the same for a checkpoint to be this run's."""
+        config = _plain(self.state.config)
+        for name in ("device", "progress", "trackers", "log_dir", "loader", "resident_limit", "loader_workers"):
+            del config[name]
+        shapes = {k: list(v.shape) for k, v in self.state.method.state_dict().items()}
+        self.facts = {
+            **config,
+            "monitor": self.monitor,
+            "method": type(self.state.method).__qualname__,
+            "weights": hashlib.sha256(json.dumps(shapes).encode()).hexdigest()[:16],
+            "train": data_fingerprint(train),
+            "valid": None if valid is None else data_fingerprint(valid),
+            "train_plan": None if plan is None else json.dumps(plan.to_dict(), sort_keys=True, default=str),
+            "hooks": ",".join(self.hook_names),
+            "processes": self.state.accelerator.num_processes,
+        }
+
+    def resume(self) -> None:
+        assert self.path is not None
+        if not self.path.exists():
+            return
+        content = _read(self.path, "mmlib-checkpoint")
+        other = content["facts"]
+        differing = [k for k in sorted({*other, *self.facts}) if other.get(k) != self.facts.get(k)]
+        if differing:
+            listed = ", ".join(f"{k} {other.get(k)!r} there, {self.facts.get(k)!r} here" for k in differing)
+            raise ValueError(
+                f"checkpoint: {self.path.name} was written by another configuration ({listed}); give this run another "
+                f"file, or remove that one"
+            )
+        state = self.state
+        state.method.load_state_dict(content["method"])
+        state.optimizer.load_state_dict(content["optimizer"])
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(content["scheduler"])
+        if state.accelerator.scaler is not None and content["scaler"] is not None:
+            state.accelerator.scaler.load_state_dict(content["scaler"])
+        for hook, stored in zip(self.hooks, content["hooks"], strict=True):
+            hook.load_state_dict(stored)
+        state.epoch, state.step, state.stop = content["epoch"], content["step"], content["stop"]
+        state.history.epochs[:] = content["history"]
+        state.history.best_epoch = content["best"]["epoch"] or None
+        state.history.seconds = content["seconds"]
+        self.best = _Best(**content["best"])
+        self.random = content["random"]
+
+    def restore_random_state(self) -> None:
+        if self.random is not None:
+            _set_random_state(self.random[self.state.accelerator.process_index])
+
+    def write(self, best: _Best) -> None:
+        if self.path is None:
+            return
+        from accelerate.utils import gather_object
+
+        state = self.state
+        states = gather_object([_random_state()])  # all processes take part
+        if not state.accelerator.is_main_process:
+            return
+        scaler = state.accelerator.scaler
+        content = {
+            "format": "mmlib-checkpoint",
+            "version": 1,
+            "facts": self.facts,
+            "method": state.method.state_dict(),
+            "optimizer": state.optimizer.state_dict(),
+            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "hooks": [hook.state_dict() for hook in self.hooks],
+            "epoch": state.epoch,
+            "step": state.step,
+            "stop": state.stop,
+            "history": state.history.epochs,
+            "seconds": state.history.seconds,
+            "best": {"epoch": best.epoch, "value": best.value, "weights": best.weights},
+            "random": states,
+        }
+        _write(self.path, content)
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    buffer = io.BytesIO()
+    torch.save(dict(content), buffer)
+    atomic_write(path, buffer.getbuffer())
+
+
+def _read(path: Path, expected: str) -> dict[str, Any]:
+    """A file of ours; ValueError for one that is cut short, foreign, or holds more than tensors and plain values."""
+    if not path.exists():
+        raise FileNotFoundError(f"path: there is no file {path}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # torch raises what it likes: RuntimeError, EOFError, UnpicklingError, ...
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"{path.name}: expected a file written by mmlib ({expected}), but it cannot be read; it is cut short or "
+            f"of another kind ({reason:.120})"
+        ) from error
+    found = content.get("format") if isinstance(content, dict) else None
+    if found != expected:
+        kind = found or type(content).__name__
+        raise ValueError(f"{path.name}: expected a file written by mmlib ({expected}), got {kind!r}")
+    if content.get("version") != 1:
+        raise ValueError(f"{path.name}: expected version 1, got {content.get('version')!r}; use a newer mmlib")
+    return content
+
+
+def atomic_write(path: str | Path, content: bytes | memoryview) -> None:
+    """Replace the file as a whole: readers see the old content or the new, even if the machine stops in between.
+
+    Raises OSError with the reason (a full disk, no permission); the old file is then untouched.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary: str | None = None
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+        raise OSError(
+            error.errno, f"{path.name} could not be written ({error.strerror}); what was stored before is untouched"
+        ) from error
+    with contextlib.suppress(OSError):  # not every file system can sync a folder
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def data_fingerprint(data: MultimodalDataset | MultimodalBatch) -> str:
+    """Hexadecimal hash of all that a split holds: features, masks, target, ids."""
+    batch = data.data if isinstance(data, MultimodalDataset) else data
+    digest = hashlib.blake2b(digest_size=16)
+
+    def add(name: str, x: Tensor) -> None:
+        digest.update(f"{name}:{x.dtype}:{tuple(x.shape)};".encode())
+        digest.update(x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+    for name, value in vars(batch).items():
+        if isinstance(value, Tensor):
+            add(name, value)
+        elif isinstance(value, dict):
+            for key, x in value.items():
+                add(f"{name}.{key}", torch.as_tensor(x))
+        elif isinstance(value, MultimodalBatch):
+            digest.update(f"{name}:{data_fingerprint(value)};".encode())
+    return digest.hexdigest()
+
+
+def save(method: nn.Module, path: str | Path, **facts: Any) -> None:
+    """Write the method's weights and buffers, with plain facts about it (anything that JSON can hold), as one file.
+
+    The file is replaced atomically and holds tensors and plain values alone (``torch.load(weights_only=True)``).
+    """
+    try:
+        json.dumps(facts)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"facts: expected numbers, strings, lists and dicts of them, got {facts!r:.200}") from error
+    weights = {k: v.detach().cpu() for k, v in method.state_dict().items()}
+    content = {"format": "mmlib-weights", "version": 1, "method": type(method).__qualname__}
+    _write(Path(path), {**content, "weights": weights, "facts": facts})
+
+
+def load(method: nn.Module, path: str | Path) -> dict[str, Any]:
+    """Read weights written by `save` into ``method`` (in place, all or nothing) and return the stored facts.
+
+    Raises FileNotFoundError, or ValueError for a file that is cut short, foreign, or whose weights do not fit; the
+    first key that does not fit is named.
+    """
+    content = _read(Path(path), "mmlib-weights")
+    stored, here = content["weights"], method.state_dict()
+    of = f"{Path(path).name} (a {content['method']}) does not fit this {type(method).__qualname__}"
+    for key, value in here.items():
+        if key not in stored:
+            raise ValueError(f"{of}: {key!r} is not in the file")
+        if stored[key].shape != value.shape:
+            raise ValueError(f"{of}: {key!r} has shape {tuple(stored[key].shape)} there, {tuple(value.shape)} here")
+    if extra := [key for key in stored if key not in here]:
+        raise ValueError(f"{of}: the file has {extra[0]!r} besides")
+    method.load_state_dict(stored)
+    return content["facts"]
+
+
+@torch.no_grad()
+def predict(
+    method: nn.Module,
+    dataset: MultimodalDataset | MultimodalBatch,
+    *,
+    present: Tensor | Sequence[bool] | None = None,
+    batch_size: int = 1024,
+    device: str | torch.device | None = None,
+) -> Tensor:
+    """Logits [n, *N[1:], K] on the CPU, in eval mode; a data set, a batch or one sample (``dataset[3]``).
+
+    present : bool [M], [n, M] or [*N, M]; False switches a modality off where it is there
+    device : default the one where the method is
+
+    The method sees neither the target nor what the data set keeps as ``complete``. Its modules' modes are restored.
+    """
+    data = dataset.data if isinstance(dataset, MultimodalDataset) else dataset
+    if not isinstance(data, MultimodalBatch):
+        raise TypeError(f"dataset: expected a MultimodalDataset or MultimodalBatch, got {type(dataset).__name__}")
+    if not _whole(batch_size):
+        raise ValueError(f"batch_size: expected an integer of at least 1, got {batch_size!r}")
+    keep: Tensor | None = None
+    if present is not None:
+        keep = torch.as_tensor(present, device=data.device)
+        if keep.dtype != torch.bool:
+            raise TypeError(f"present: expected bool, got {keep.dtype}")
+        modalities, lead = len(data.modalities), len(data.shape)
+        if keep.shape == (len(data), modalities) and lead > 1:
+            keep = keep.reshape(len(data), *[1] * (lead - 1), modalities)
+        elif keep.shape not in ((modalities,), (len(data), modalities), tuple(data.present.shape)):
+            raise ValueError(
+                f"present: expected shape {(modalities,)} or {(len(data), modalities)}, got {tuple(keep.shape)}"
+            )
+        keep = keep.expand(data.present.shape)
+    if device is None:
+        held = next((t for t in [*method.parameters(), *method.buffers()]), None)
+        device = data.device if held is None else held.device
+    else:
+        method.to(device)
+    modes = {module: module.training for module in method.modules()}
+    method.eval()
+    try:
+        parts = []
+        for rows in torch.arange(len(data), device=data.device).split(batch_size):
+            batch = data[rows].replace(target=None, complete=None)
+            if keep is not None:
+                batch = batch.drop(present=keep[rows])
+            parts.append(method(batch.to(device)).logits)
+        return torch.cat(parts).float().cpu()
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

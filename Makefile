@@ -40,14 +40,14 @@ lint: setup ## ruff and mypy
 	@$(PYTHON) -m mypy
 
 test: lint ## style, types, every test, every chapter cell by cell, and the built book in a browser
-	@$(PYTHON) -m pytest -q -n $(WORKERS) --dist loadscope --no-loadscope-reorder --durations=15 \
+	@$(PYTHON) -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder --durations=15 -rs \
 		--nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg \
 		tests/book book/foundations tests
 
 bench: setup ## speed against naive versions; BENCH_SAVE=1 BENCH_DEVICE="name" stores the ratios
 	@mkdir -p _build
 	@$(PYTHON) -m pytest -q tests/benchmarks --benchmark-only --benchmark-json=_build/benchmarks.json
-	@$(PYTHON) -m tests.benchmarks.ratios _build/benchmarks.json
+	@$(PYTHON) tests/benchmarks/ratios.py _build/benchmarks.json
 
 clean: ## remove what was built (not .venv)
 	@rm -rf _build .hypothesis .pytest_cache .mypy_cache .ruff_cache .benchmarks

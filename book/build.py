@@ -1,4 +1,4 @@
-"""Execute the chapters and build the book: ``python -m book.build execute | html | refresh [FILE...] | figures``.
+"""Execute the chapters, build the book: ``python -m book.build execute | html | refresh [FILE...] | figures | status``.
 
 ``execute`` and ``html`` work on copies under ``_build/`` and never touch a tracked file. ``refresh`` rewrites the
 outputs that are committed, ``figures`` the pictures in ``book/_static``.
@@ -7,6 +7,7 @@ outputs that are committed, ``figures`` the pictures in ``book/_static``.
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 import shutil
@@ -106,6 +107,7 @@ def run(source: Path, target: Path, cwd: Path | None = None, timeout: int = 1800
         progress_bar=False,
         cwd=str(cwd or target.parent),
         execution_timeout=timeout,
+        extra_arguments=["--log-level=ERROR"],  # of the kernel: no warnings about its own transport
     )
     return (time.perf_counter() - start) / 60
 
@@ -200,7 +202,9 @@ def refresh(files: Sequence[Path]) -> None:
         minutes = run(file, scratch, cwd=file.parent)
         notebook = clean(nbformat.read(scratch, as_version=4))
         if wrong := problems(notebook):
-            raise SystemExit(f"{_short(file)} is not fit to commit:\n  " + "\n  ".join(wrong) + f"\nThe run: {scratch}")
+            raise SystemExit(
+                f"{_short(file)} is not fit to commit:\n  " + "\n  ".join(wrong) + f"\nThe run: {_short(scratch)}"
+            )
         nbformat.validate(notebook)
         beside = file.with_name(f".{file.name}.new")
         nbformat.write(notebook, beside)
@@ -241,13 +245,35 @@ def status_table() -> str:
     return "\n".join(rows)
 
 
+def coverage_table() -> str:
+    """``coverage.csv`` as a table whose last column links to what is there."""
+    with (ROOT / "book" / "coverage.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    lines = ["| Paper | Item | What it shows | Status | Where |", "| --- " * 5 + "|"]
+    for row in rows:
+        page, _, label = row["page"].partition("#")
+        link = (
+            f"[{page.rpartition('/')[2].replace('-', ' ').capitalize()}](#{label})"
+            if label
+            else f"{{doc}}`{page}`"
+            if page
+            else ""
+        )
+        lines.append(f"| {row['paper']} | {row['item']} | {row['shows']} | {row['status']} | {link} |")
+    return "\n".join(lines)
+
+
 def write_status() -> None:
-    """Put the table of `status_table` between the two marks of the page of the status."""
+    """Put the tables of `status_table` and `coverage_table` between their marks on the page of the status."""
     if not STATUS.exists():
         return
-    head, _, rest = STATUS.read_text(encoding="utf-8").partition("<!-- chapters: begin -->")
-    _, _, tail = rest.partition("<!-- chapters: end -->")
-    _replace(STATUS, f"{head}<!-- chapters: begin -->\n{status_table()}\n<!-- chapters: end -->{tail}")
+    page = new = STATUS.read_text(encoding="utf-8")
+    for name, table in (("chapters", status_table()), ("coverage", coverage_table())):
+        head, _, rest = new.partition(f"<!-- {name}: begin -->")
+        _, _, tail = rest.partition(f"<!-- {name}: end -->")
+        new = f"{head}<!-- {name}: begin -->\n{table}\n<!-- {name}: end -->{tail}"
+    if new != page:
+        _replace(STATUS, new)
 
 
 def figures() -> None:
@@ -283,6 +309,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     one = commands.add_parser("refresh", help="rewrite the committed outputs of chapters (default: all)")
     one.add_argument("files", nargs="*", type=Path)
     commands.add_parser("figures", help="draw the pictures in book/_static")
+    commands.add_parser("status", help="write the tables of the status page again, as refresh does")
     given = parser.parse_args(arguments)
     if given.command == "execute":
         execute(prepare())
@@ -292,8 +319,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if missing := [str(f) for f in given.files if not f.exists()]:
             parser.error(f"no such file: {', '.join(missing)}")
         refresh([f.resolve() for f in given.files] or chapters())
-    else:
+    elif given.command == "figures":
         figures()
+    else:
+        write_status()
 
 
 if __name__ == "__main__":

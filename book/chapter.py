@@ -9,6 +9,7 @@ import inspect
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,6 +61,7 @@ def begin(
     """
     import torch
 
+    warnings.filterwarnings("ignore", message="IProgress not found")  # without ipywidgets tqdm draws plain bars
     known = {*COMMON, *own}
     given = {k: v for k, v in namespace.items() if not k.startswith("_") and _is_literal(v)}
     given = {k: v for k, v in given.items() if k not in {"In", "Out"}}

@@ -434,7 +434,8 @@ class MultimodalDataset(torch.utils.data.Dataset):
         """A data set from arrays, tensors or lists; what is NaN or None becomes missing.
 
         features : per modality an array [n, D] (vectors), [n, T, D], [n, C, H, W], [n, C, X, Y, Z], integer token ids
-            [n, T], or a list of n arrays [T_i, D] of any lengths, None where the modality is missing
+            [n, T], or a list of n arrays [T_i, D] or token ids [T_i] of any lengths, None where the modality is
+            missing
         target : n integer classes or n float scores; optional
         present : bool [n, M]; values where it is False are ignored, a NaN where it is True is an error.
             Without it, a sample whose values are all NaN misses the modality; a frame that is all NaN was dropped
@@ -445,7 +446,8 @@ class MultimodalDataset(torch.utils.data.Dataset):
         allow_empty : accept samples, and modalities, of which nothing is there
 
         Raises ValueError naming the argument, what was expected and what came: no samples, unequal sample counts,
-        wrong ranks, unknown modalities, partly NaN frames, infinities, classes out of range, empty samples.
+        wrong ranks, unknown modalities, partly NaN frames, infinities, classes out of range, empty samples; TypeError
+        for what is not numbers.
         """
         if not features:
             raise ValueError("features: expected at least one modality, got none")

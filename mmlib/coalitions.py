@@ -403,7 +403,7 @@ class _Rows:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Any,
         batch: MultimodalBatch,
         absent: str,
         nothing: bool,
@@ -428,7 +428,7 @@ class _Rows:
                 mine.update({name: torch.cat([x, its[name]]) for name, x in mine.items()})
         if not self.independent:
             return
-        self.encodings: dict[str, Tensor] = model.encode(batch) if encodings is None else encodings  # type: ignore[operator]
+        self.encodings: dict[str, Tensor] = self.model.encode(batch) if encodings is None else encodings
         if self.filled:
             self.fill, self.fill_row = self._encode_blanks()
 
@@ -460,7 +460,7 @@ class _Rows:
             fill=batch.fill,
             extras={name: x[:rows] for name, x in self.extras.items()},
         )
-        encoded: dict[str, Tensor] = self.model.encode(blanks)  # type: ignore[operator]
+        encoded: dict[str, Tensor] = self.model.encode(blanks)
         return {name: encoded[name][: len(chosen[name])] for name in encoded}, place
 
     def logits(self, row: Tensor, members: Tensor) -> Tensor:
@@ -501,7 +501,7 @@ class _Rows:
                 if len(blank) > 1:
                     blank = blank.index_select(0, self.fill_row[name].index_select(0, row))
             h[name] = torch.where(keep, x, blank)
-        return self.model.decode(self.model.fuse(h, told, rows))  # type: ignore[operator]
+        return self.model.decode(self.model.fuse(h, told, rows))
 
 
 def _nothing(batch: MultimodalBatch) -> MultimodalBatch:
@@ -542,7 +542,8 @@ def _distinct_rows(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def _uses_batch_statistics(model: nn.Module) -> bool:
     """Whether an encoder normalises over the batch in the mode it is in."""
-    encoders = getattr(model, "encoders", model)
+    encoders = getattr(model, "encoders", None)
+    encoders = encoders if isinstance(encoders, nn.Module) else model
     kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
     return any(isinstance(x, kinds) and (x.training or not x.track_running_stats) for x in encoders.modules())
 

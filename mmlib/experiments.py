@@ -15,6 +15,7 @@ import hashlib
 import io
 import itertools
 import json
+import logging
 import math
 import platform
 import subprocess
@@ -165,18 +166,17 @@ def _keys(configs: Sequence[Config]) -> list[str]:
 
 
 def _read(path: Path) -> dict[str, list[dict[str, str]]]:
-    """The stored rows by config hash. Of a file that ends in the middle of a line, the last run is left out.
+    """The stored rows by config hash. Of a file that ends in the middle of a line, that line's run is left out.
 
     Each run's rows stand together and are written at once; only something else than this module can leave half a line.
     """
     if not path.exists():
         return {}
     text = path.read_bytes().decode("utf-8", errors="replace")
-    torn = bool(text) and not text.endswith("\n")
-    if torn:
-        text = text[: text.rfind("\n") + 1]
+    end = text.rfind("\n") + 1
+    text, torn = text[:end], text[end:]
     lines = list(csv.reader(io.StringIO(text)))
-    if torn and not lines:
+    if not lines and torn and ",".join(COLUMNS).startswith(torn):
         return {}
     if not lines or tuple(lines[0]) != COLUMNS:
         found = lines[0] if lines else []
@@ -198,11 +198,11 @@ def _read(path: Path) -> dict[str, list[dict[str, str]]]:
                 f"edited, or comes from another version. Remove these rows, or give the new results another file"
             )
     if torn and stored:
-        lost = list(stored)[-1]
-        del stored[lost]
+        begun = next(csv.reader([torn]))
+        lost = begun[1] if len(begun) > 2 else list(stored)[-1]  # if the line does not say whose it is: the last run's
+        stored.pop(lost, None)
         warnings.warn(
-            f"{path.name} ends in the middle of a line; its last run ({lost}) may be incomplete and is run again",
-            stacklevel=3,
+            f"{path.name} ends in the middle of a line; the run {lost} may be incomplete and is run again", stacklevel=3
         )
     return stored
 
@@ -328,7 +328,11 @@ def _run_all(
 
         if client is None:
             cluster = distributed.LocalCluster(
-                n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs="ERROR"
+                n_workers=workers,
+                threads_per_worker=1,
+                processes=True,
+                dashboard_address=None,
+                silence_logs=logging.ERROR,
             )
             client = distributed.Client(cluster, set_as_default=False)
         options["client"] = client
@@ -494,7 +498,7 @@ def train_and_score(config: Config) -> Rows:
             "".join(str(splits[k].info.get("fingerprint")) for k in sorted(splits)).encode()
         ).hexdigest()[:12],
         "seconds": round(history.seconds, 3),
-        "peak_memory_mb": round(memory.peak_mb),
+        "peak_memory_mb": None if math.isnan(memory.peak_mb) else round(memory.peak_mb),
         "device": _device(method),
     }
     rows, kept = Rows(), {}

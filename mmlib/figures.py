@@ -261,10 +261,11 @@ def bars(
     chance: float | None = None,
     colours: Mapping[str, str] | None = None,
     labels: bool = True,
+    hole: str = "not run",
 ) -> Axes:
     """Bars of scores, grouped: ``scores[series][g]`` is the height in group g, ``intervals[series][g]`` its whiskers.
 
-    NaN draws no bar but the words "not run". ``chance`` draws a dotted line; ``labels`` prints the heights. Raises
+    NaN draws no bar but the words ``hole``. ``chance`` draws a dotted line; ``labels`` prints the heights. Raises
     ValueError where a series has not one score a group.
     """
     ax = _axes(ax)
@@ -286,7 +287,7 @@ def bars(
             top = np.fmax(y, ends[:, 1])
         for place, height, above in zip(x, y, top, strict=True):
             if np.isnan(height):
-                ax.text(place, 0, " not run", rotation=90, ha="center", va="bottom", fontsize=8, color="#555555")
+                ax.text(place, 0, f" {hole}", rotation=90, ha="center", va="bottom", fontsize=8, color="#555555")
             elif labels:
                 ax.annotate(
                     f"{height:.2f}",
@@ -528,20 +529,28 @@ def reliability(
     ax: Axes | None = None,
     *,
     title: str = "",
+    least: int = 1,
 ) -> Axes:
-    """A reliability diagram: accuracy over confidence by bin, against the diagonal of perfect calibration."""
+    """A reliability diagram: accuracy over confidence by bin, against the diagonal of perfect calibration.
+
+    The arguments are what `mmlib.metrics.reliability_bins` returns; bins with fewer than ``least`` samples are left
+    out, and discs show the others' shares of all samples.
+    """
     ax = _axes(ax, "square")
     if not ax.lines:
         ax.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1.3, label="calibrated")
     x, y = _array(confidence).astype(float), _array(accuracy).astype(float)
     keep = np.isfinite(x) & np.isfinite(y)
+    if count is not None:
+        keep &= _array(count) >= least
     tint = colour(name)
     ax.plot(x[keep], y[keep], color=tint, marker=marker(name), label=name or None)
     if count is not None:
-        size = _array(count).astype(float)[keep]
-        ax.scatter(x[keep], y[keep], s=20 + 180 * size / max(size.sum(), 1), color=tint, alpha=0.35, lw=0)
-    ax.set_xlim(0, 1)
-    ax.set_ylim(0, 1)
+        size = _array(count).astype(float)
+        share = size[keep] / max(size.sum(), 1)
+        ax.scatter(x[keep], y[keep], s=20 + 500 * share, color=tint, alpha=0.3, lw=0)
+    ax.set_xlim(0, 1.03)
+    ax.set_ylim(0, 1.03)
     ax.grid(True)
     ax.set_xlabel("confidence (mean predicted probability)")
     ax.set_ylabel("accuracy")

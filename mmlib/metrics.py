@@ -505,8 +505,8 @@ def paired_bootstrap(
 
     Each resample draws seeds with replacement and, independently, samples with replacement (the same for all seeds and
     both methods), because both would be new in a repetition. A single seed says nothing about seeds, then only the
-    samples vary; a single sample a seed, [seeds, 1], resamples seeds alone. With five seeds a percentile interval is
-    too narrow by about a tenth in the seeds' part.
+    samples vary; a single sample a seed, [seeds, 1], resamples seeds alone. A percentile interval of few
+    seeds is optimistic about them: drawing 5 of 5 has the spread of sqrt(4 / 5) of it, and knows no Student's t.
 
     Raises ValueError for unequal shapes, NaN, no values, resamples < 1, or a target without a score.
     """

@@ -23,7 +23,7 @@ import itertools
 import json
 import math
 import os
-import tempfile
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -289,9 +289,11 @@ def imbalanced_mask(n: int, rates: Sequence[float], generator: Generator | None 
     everything, and what rounding left, is split equally over the one-modality patterns (one more to the first of them
     until it is used up): every row has a True, and the achieved rates lie prod(r) / M below the asked, up to rounding.
 
-    n : samples, at least 1; rates : M missing rates in [0, 1], one below 1; a modality of rate 0 is never missing, one
-    of rate 1 never there. generator : of the shuffle; default torch's global one. Returns bool [n, M].
-    Raises ValueError for other n and rates.
+    n : samples, at least 1
+    rates : M missing rates in [0, 1], one below 1; a modality of rate 0 is never missing, one of rate 1 never there
+    generator : of the shuffle; default torch's global one
+
+    Returns bool [n, M]. Raises ValueError for other n and rates.
     """
     asked = _as_rates(rates)
     _some_left(asked)
@@ -305,8 +307,10 @@ def bernoulli_mask(n: int, rates: Sequence[float], generator: Generator | None =
     Conditioning on a non-empty row lowers the rates: modality m is missing in a fraction
     (r_m - prod r) / (1 - prod r) of the samples, in expectation.
 
-    n : samples, at least 1; rates : M missing rates in [0, 1], one below 1. Returns bool [n, M], every row has a True.
-    Raises ValueError for other n and rates.
+    n : samples, at least 1
+    rates : M missing rates in [0, 1], one below 1
+
+    Returns bool [n, M], every row has a True. Raises ValueError for other n and rates.
     """
     asked = _as_rates(rates)
     _some_left(asked)
@@ -323,8 +327,11 @@ def exact_count_mask(n: int, rates: Sequence[float], generator: Generator | None
     releases: n = 100, r = 0.29 gives 28). A row that lost everything receives a modality from a row that has several,
     so the counts per modality stay.
 
-    n : samples, at least 1; rates : M missing rates in [0, 1], one below 1. Returns bool [n, M], every row has a True.
-    Raises ValueError for other n and rates, and where fewer than n presences are left, so that no repair exists.
+    n : samples, at least 1
+    rates : M missing rates in [0, 1], one below 1
+
+    Returns bool [n, M], every row has a True. Raises ValueError for other n and rates, and where fewer than n presences
+    are left, so that no repair exists.
     """
     asked = _as_rates(rates)
     _some_left(asked)
@@ -337,6 +344,11 @@ def _to(mask: Tensor, generator: Generator | None) -> Tensor:
 
 
 # --- Frames ---------------------------------------------------------------------------------------------------------
+
+
+def _some(mask: Tensor) -> Tensor:
+    """``mask.any(-1)``, three times as fast for bool tensors of many columns."""
+    return mask.view(torch.uint8).amax(-1).to(torch.bool)
 
 
 def _ends(base: Tensor) -> Tensor:
@@ -474,8 +486,10 @@ def heterogeneous_mask(
     ones; the frames are dropped at a ratio drawn from U(0.1, 0.9) per sample, of every modality that is left, where at
     least one frame is kept and, of two or more, at least one dropped.
 
-    lengths : int [n, M]; 0 means that the modality is missing by nature. max_len : per modality, or one for all
+    lengths : int [n, M]; 0 means that the modality is missing by nature
+    max_len : frames per modality, or one number for all
     eta : fraction of samples affected, in [0, 1]
+
     Returns present bool [n, M] and a list of M observed bool [n, T].
     Raises ValueError for fewer than two modalities, other shapes, and eta outside [0, 1].
     """
@@ -537,31 +551,39 @@ _CHOICES = {
 class MissingPlan:
     """A missing-data protocol: what kind, how much, from which seed. ``plan.draw(dataset)`` gives its `MissingMask`.
 
+    The kinds:
+
+    * ``"none"``: nothing is dropped.
+    * ``"fixed"``: only the modalities ``present`` stay, in every sample.
+    * ``"imbalanced"``: exact pattern counts, BALM Eq. 36. With ``assign="shuffled"`` every sample gets its own pattern,
+      with ``"blocked"`` patterns lie in contiguous blocks along ascending ids (the released habit).
+    * ``"bernoulli"``: independent per sample and modality, given that something is left.
+    * ``"exact_count"``: int(n r) samples miss each modality (RedCore, MCE). With ``all_missing="repair"`` empty samples
+      are repaired by swaps, with ``"keep"`` they stay (the releases).
+    * ``"frames"``: frames are dropped independently; ``"burst"``: in ``blocks`` contiguous blocks per sample.
+    * ``"lnln"``: LNLN and DEAR. Without rates, for training: per sample and modality a rate from U(0, 1), which is 0
+      for half (rounded down) of the samples of each modality. With rates: constant, as in their tests.
+    * ``"heterogeneous"``: DREAM A.4, see `heterogeneous_mask`; ``rates`` is eta.
+    * ``"per_class"``: SMIL. With ``counts={"audio": k}`` the first k samples of each class, in a random order, have it.
+    * ``"mar"``: missing at random. The chance to lose a modality is logistic in a summary of the modality ``on``, which
+      is always seen; or ``on="class"`` with one rate per class, ``rates={"audio": [r_0, ..., r_K-1]}``.
+    * ``"mnar"``: missing not at random, logistic in a summary of the very values that are dropped.
+
     kind : one of `KINDS`
-
-        * ``"none"`` nothing is dropped; ``"fixed"`` only the modalities ``present`` stay, in every sample
-        * ``"imbalanced"`` BALM Eq. 36: exact pattern counts. ``assign="shuffled"``: every sample draws its own pattern;
-          ``"blocked"``: patterns in contiguous blocks along ascending ids (the released habit)
-        * ``"bernoulli"`` independent per sample and modality, given that something is left
-        * ``"exact_count"`` RedCore, MCE: int(n r) samples miss each modality. ``all_missing="repair"``: empty samples
-          are repaired by swaps; ``"keep"``: they stay (the releases)
-        * ``"frames"`` frames dropped independently; ``"burst"`` in ``blocks`` contiguous blocks per sample
-        * ``"lnln"`` LNLN and DEAR. Without rates: for training, per sample and modality a rate from U(0, 1), which is 0
-          for half (rounded down) of the samples of each modality; with rates: constant, as in their tests
-        * ``"heterogeneous"`` DREAM A.4 (`heterogeneous_mask`); ``rates`` is eta
-        * ``"per_class"`` SMIL: ``counts={"audio": k}``, of each class the first k samples in a random order have it
-        * ``"mar"`` missing at random: the chance to lose a modality is logistic in a summary of the modality ``on``,
-          which is always seen; or ``on="class"`` with one rate per class, ``rates={"audio": [r_0, ..., r_K-1]}``
-        * ``"mnar"`` missing not at random: logistic in a summary of the very values that are dropped
-
     rates : missing rates in [0, 1]: one for all modalities, or one each in the data set's order, or a mapping from
         names (others lose nothing). In "frames", "burst" and "lnln" a rate may also be a pair (low, high): uniform per
         sample; or the name of an entry of ``extras`` that holds one rate per sample
-    seed : any integer; resample : draw anew in every epoch (``draw(dataset, epoch=e)``)
-    present : of "fixed"; counts : of "per_class"; on, slope, statistic : of "mar" and "mnar": the log-odds change by
-        slope per standard deviation of the summary, "mean" or "norm" of the values or "length" in frames
-    shared : the same frames in all modalities (of equal length); keep_ends : names of the modalities whose first and
-        last frame stay, default those of token ids; keep_one : every modality keeps a frame
+    seed : any integer
+    resample : draw anew in every epoch, ``draw(dataset, epoch=e)``
+    present : in "fixed", the names of the modalities that stay
+    counts : in "per_class", per modality the samples of each class that have it
+    assign, all_missing : see "imbalanced" and "exact_count"
+    on, slope, statistic : in "mar" and "mnar", the log-odds change by slope per standard deviation of the summary:
+        "mean" or "norm" of the values, or "length" in frames
+    shared : the same frames in all modalities (of equal length)
+    blocks : in "burst", contiguous blocks per sample
+    keep_ends : names of the modalities whose first and last frame stay; default those of token ids
+    keep_one : every modality keeps a frame
     allow_empty : samples may lose everything. Otherwise none does: one that would keeps a modality or frame drawn at
         random (``achieved()["restored"]`` counts them), or ValueError where a "fixed" pattern leaves nothing
     then : a plan applied to what this one left, such as frames after modalities
@@ -990,7 +1012,7 @@ def _apply_frames(plan: MissingPlan, state: _State, source: _Source) -> None:
         else:
             keep = _drop_frames(key, base[name], rate, name in ends, plan.keep_one)
         state.observed[name] = keep
-        present[:, m] &= keep.any(-1)  # a modality without frames is not there
+        present[:, m] &= _some(keep)  # a modality without frames is not there
     state.present = present
     lost = (before.any(-1) & ~present.any(-1)).nonzero()[:, 0]
     if plan.allow_empty or not len(lost):
@@ -1034,7 +1056,8 @@ class MissingMask:
 
     present : bool [*N, M], what is there after dropping
     observed : per modality that lost frames bool [*N, T], the frames that are left
-    ids : int64, the samples' ids, [n] (dialogues [B] or [B, U]), unique; modalities : M names
+    ids : int64, the samples' ids, [n] (dialogues [B] or [B, U]), unique
+    modalities : M names
     plan, epoch : where it comes from; optional
     available : bool [*N, M], what was there before; default everything
     frames : per modality in ``observed`` the number of frames there were; default the entries of ``observed``
@@ -1200,15 +1223,15 @@ class MissingMask:
             "plan": None if self.plan is None else json.dumps(self.plan.to_dict()),
             "fingerprint": self.fingerprint,
         }
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
+        temporary = target.with_name(f".{target.name}.{os.getpid()}-{time.time_ns()}.part")
         try:
-            with os.fdopen(handle, "wb") as file:
+            with open(temporary, "xb") as file:
                 torch.save(content, file)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, target)
         except BaseException:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
 
     @classmethod

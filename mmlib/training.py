@@ -7,7 +7,8 @@ loss (gradient rebalancing, a curriculum, statistics) is a *hook*: any object wi
     on_start  on_epoch_start  on_batch  on_backward  on_step  on_epoch_end  on_end        (each takes the State)
 
 and, where it has a state to be checkpointed, ``state_dict`` and ``load_state_dict``. The method itself takes part as
-the first hook, where it defines any of these.
+the first hook, where it defines any of these. A method with the attribute ``needs_complete = True`` finds what a plan
+dropped in ``batch.complete``, in training alone.
 """
 
 from __future__ import annotations
@@ -191,9 +192,11 @@ def fit(
 
     with random_state(config.seed), _accelerate(method, config) as accelerator:
         rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
-        plain_optimizer = _optimizer(method, config)
-        scheduler = _scheduler(plain_optimizer, config, budget)
-        model, optimizer = accelerator.prepare(method, plain_optimizer)
+        optimizer = _optimizer(method, config)
+        scheduler = _scheduler(optimizer, config, budget)
+        model, scaled_optimizer = accelerator.prepare(method, optimizer)
+        # accelerate's wrapper searches the disk for optional packages at every step; only a gradient scaler needs it.
+        take_step = optimizer.step if accelerator.scaler is None else scaled_optimizer.step
         keep_complete = bool(getattr(method, "needs_complete", False))
         data = _masked(train, train_plan, 1, keep_complete)
         resident = config.loader != "stream" and (
@@ -236,18 +239,18 @@ def fit(
                         state.output = model(state.batch)
                         accelerator.backward(_objective(state.output) * weight)
                     losses.add(state.output.losses, len(rows) if weight else 0, state.step + 1)
-                accelerator.unscale_gradients(optimizer)
+                accelerator.unscale_gradients()
                 call("on_backward")
                 if config.clip is not None:
                     nn.utils.clip_grad_norm_(method.parameters(), config.clip)
-                optimizer.step()
+                take_step()
                 optimizer.zero_grad()
                 if scheduler is not None and not accelerator.optimizer_step_was_skipped:
                     scheduler.step()
                 state.step += 1
                 call("on_step")
 
-            row = {"epoch": state.epoch, "step": state.step, "lr": plain_optimizer.param_groups[0]["lr"]}
+            row = {"epoch": state.epoch, "step": state.step, "lr": optimizer.param_groups[0]["lr"]}
             row.update(losses.read(state.epoch))
             _check_weights(method, state.epoch, state.step)
             _share_buffers(method, world)
@@ -463,7 +466,7 @@ def _scheduler(optimizer: torch.optim.Optimizer, config: TrainConfig, steps: int
     if callable(config.schedule):
         return config.schedule(optimizer, steps)
     if config.schedule == "onecycle":
-        return torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=config.lr, total_steps=steps + 1)
+        return torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=config.lr, total_steps=max(steps, 2))
     warm = int(config.warmup * steps) if config.schedule == "linear-warmup-cosine" else 0
 
     def factor(step: int) -> float:
@@ -765,10 +768,9 @@ def _read(path: Path, expected: str) -> dict[str, Any]:
     """A file of ours; ValueError for one that is cut short, foreign, or holds more than tensors and plain values."""
     if not path.exists():
         raise FileNotFoundError(f"path: there is no file {path}")
+    stored = path.read_bytes()
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
+        content = torch.load(io.BytesIO(stored), map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises what it likes: RuntimeError, EOFError, UnpicklingError, ...
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(

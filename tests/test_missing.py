@@ -710,7 +710,7 @@ def test_plans_compare_travel_and_hash():
         assert again == plan
         assert hash(again) == hash(plan)
         assert pickle.loads(pickle.dumps(plan)) == plan
-    assert MissingPlan("bernoulli", (0.5, 0.3)) == MissingPlan("bernoulli", torch.tensor([0.5, 0.3], dtype=torch.float64))
+    assert MissingPlan("bernoulli", (0.5, 0.25)) == MissingPlan("bernoulli", torch.tensor([0.5, 0.25]))
     assert MissingPlan("bernoulli", 0.5) != MissingPlan("bernoulli", 0.5, seed=1)
 
 

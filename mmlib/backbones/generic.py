@@ -51,6 +51,8 @@ class _Frames(nn.Module):
 
     def forward(self, x: Tensor, valid: Tensor) -> Tensor:
         keep = valid[:, None, :]
+        if x.is_floating_point():
+            x = torch.where(valid[..., None], x, 0)  # whatever stands in the padding, it reaches no gradient
         h = self.embed(x).transpose(1, 2)  # [n, d, T]
         # Padding is zeroed before each convolution, so a sequence means the same however long its batch is.
         h = h + torch.relu(self.first(torch.where(keep, h, 0)))

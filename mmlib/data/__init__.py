@@ -9,28 +9,43 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from ..batch import MultimodalDataset
+from . import avmnist, digits, mfeat, synthetic
 from ._shared import fingerprint
 from .pickles import safe_pickle_load
 
-__all__ = ["fingerprint", "load", "names", "options", "safe_pickle_load"]
+__all__ = [
+    "avmnist",
+    "digits",
+    "fingerprint",
+    "load",
+    "mfeat",
+    "names",
+    "options",
+    "safe_pickle_load",
+    "synthetic",
+]
 
-_SOURCES = ("digits", "synthetic", "avmnist", "mfeat")  # one module each
+_SOURCES: dict[str, Callable[..., dict[str, MultimodalDataset]]] = {
+    "digits": digits.load,
+    "synthetic": synthetic.load,
+    "avmnist": avmnist.load,
+    "mfeat": mfeat.load,
+}
 
 
 def names() -> tuple[str, ...]:
     """The names that `load` knows."""
-    return _SOURCES
+    return tuple(_SOURCES)
 
 
 def _loader(name: str) -> Callable[..., dict[str, MultimodalDataset]]:
     if name not in _SOURCES:
         raise ValueError(f"name: expected one of {', '.join(_SOURCES)}, got {name!r}")
-    return import_module(f".{name}", __name__).load
+    return _SOURCES[name]
 
 
 def options(name: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ __all__ = ["safe_pickle_load"]
 # Builders of containers and arrays. None of them can call anything else: `_reconstruct` and `scalar` only make
 # arrays, scalars and dtypes, and `_codecs.encode` (how Python 2 bytes are stored) only encodes text.
 _ALLOWED = {
-    "builtins": {"bytearray", "complex", "dict", "frozenset", "list", "range", "set", "slice", "tuple"},
+    "builtins": {"bytearray", "bytes", "complex", "dict", "frozenset", "list", "range", "set", "slice", "tuple"},
     "collections": {"OrderedDict"},
     "_codecs": {"encode"},
     "numpy": {"ndarray", "dtype"},
@@ -22,12 +22,13 @@ _ALLOWED = {
     "numpy.core.numeric": {"_frombuffer"},
     "numpy._core.numeric": {"_frombuffer"},
 }
-_PYTHON2 = {"__builtin__": "builtins"}
+_PYTHON2 = {("__builtin__", "xrange"): ("builtins", "range")}  # protocols 0 to 2 use Python 2's names
 
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        module = _PYTHON2.get(module, module)
+        module, name = _PYTHON2.get((module, name), (module, name))
+        module = "builtins" if module == "__builtin__" else module
         if name in _ALLOWED.get(module, ()):
             return super().find_class(module, name)
         # numpy.dtypes.Float32DType and its kin, which newer NumPy versions write

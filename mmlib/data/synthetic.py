@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from itertools import combinations
 from typing import Any
 
@@ -31,7 +32,7 @@ from ._shared import fingerprint
 __all__ = ["Truth", "bayes", "bayes_score", "bayes_scores", "bit_log_odds", "load", "score_posterior", "truth"]
 
 _FRAMES, _WIDTHS = (8, 12, 6), (6, 4, 5)  # defaults, repeated when there are more modalities
-_MAX_COMPONENTS = 14  # the posterior of y sums over 2 to this power sign patterns
+_MAX_COMPONENTS = 12  # the posterior of y sums over 2 to this power sign patterns
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ def load(
         score = _signs(made, bits) @ np.array(made.weights)
         target: np.ndarray = score.astype(np.float32)
         if made.class_of is not None:
-            target = np.array(made.class_of)[np.abs(score[:, None] - np.array(made.values)).argmin(1)]
+            target = np.array(made.class_of)[_nearest(made, score)]
         dataset = MultimodalDataset.from_arrays(
             features,
             target,
@@ -371,15 +372,26 @@ def _design(
     values, counts = np.unique(np.round(signs @ np.array(made.weights), 9), return_counts=True)
     class_of = None
     if task == "classification":
-        below = (np.cumsum(counts) - counts / 2) / counts.sum()  # P(Y < y) + P(Y = y) / 2
-        labels = np.minimum((below * classes).astype(int), classes - 1) if classes > 0 else np.zeros(0, int)
-        if classes < 2 or len(set(labels)) < classes:
-            raise ValueError(
-                f"classes: expected 2 or more, few enough that each of the score's {len(values)} values can share them "
-                f"out, got {classes}"
-            )
-        class_of = tuple(int(k) for k in labels)
+        if not 2 <= classes <= len(values):
+            raise ValueError(f"classes: expected 2 to {len(values)}, the score's distinct values, got {classes}")
+        class_of = _cut(counts / counts.sum(), classes)
     return Truth(**facts, values=tuple(float(v) for v in values), class_of=class_of)
+
+
+def _cut(shares: np.ndarray, classes: int) -> tuple[int, ...]:
+    """The class of each of the ascending values, none empty: the cut with the least sum of squared probabilities."""
+    ends = np.concatenate([[0.0], np.cumsum(shares)])
+    cost = (ends[None, :] - ends[:, None]) ** 2  # [from, to] of one class
+    cost[np.tril_indices(len(ends))] = np.inf
+    best, origins = cost[0], []
+    for _ in range(classes - 1):  # dynamic programming over the last class's first value
+        total = best[:, None] + cost
+        origins.append(np.round(total, 12).argmin(0))
+        best = total.min(0)
+    borders = [len(shares)]
+    for origin in reversed(origins):
+        borders.append(int(origin[borders[-1]]))
+    return tuple(int(k) for k in np.searchsorted(sorted(borders)[:-1], np.arange(len(shares)), side="right"))
 
 
 def _all_signs(n: int) -> np.ndarray:
@@ -399,11 +411,17 @@ def _signs(made: Truth, bits: np.ndarray) -> np.ndarray:
     return np.stack(columns, -1)
 
 
+def _nearest(made: Truth, score: np.ndarray) -> np.ndarray:
+    """The place in ``made.values`` of each score [n], int64 [n]."""
+    values = np.array(made.values)
+    return np.searchsorted((values[1:] + values[:-1]) / 2, score)
+
+
+@lru_cache(maxsize=16)
 def _patterns(made: Truth) -> tuple[np.ndarray, np.ndarray]:
     """All sign patterns of the components, and the place of each one's score in ``made.values``."""
     signs = _all_signs(len(made.components))
-    values = np.array(made.values)
-    return signs, np.abs((signs @ np.array(made.weights))[:, None] - values).argmin(1)
+    return signs, _nearest(made, signs @ np.array(made.weights))
 
 
 def _decide(made: Truth, posterior: Tensor, loss: str | None) -> Tensor:

@@ -1,8 +1,8 @@
 """Drawing the frame masks of CMU-MOSEI's size: 16,326 samples x 3 modalities x 500 frames, at a rate per sample.
 
 The reference builds the frames' validity from one Python list per sample and then compares a matrix of uniform numbers
-with the repeated rates, as the public code of the field does (MMSA, LNLN). The plan draws the same distribution keyed by
-sample id, checks the ids, and keeps what its report needs.
+with the repeated rates, as the public code of the field does (MMSA, LNLN). The plan draws the same distribution, keyed
+by sample id; its time includes the check of the ids and what its report needs.
 """
 
 from __future__ import annotations

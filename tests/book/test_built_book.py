@@ -1,0 +1,210 @@
+"""The book builds without a warning, and a browser shows it as a reader meets it: desktop, dark, phone, offline."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import json
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from book import build
+
+# What sphinx-book-theme 1.x says of itself on every page.
+THEME = ("THEBE_JS_URL", "Got invalid theme mode")
+DESKTOP = {"viewport": {"width": 1360, "height": 900}}
+DARK = {**DESKTOP, "color_scheme": "dark"}
+PHONE = {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2, "is_mobile": True}
+PAGES = [f"{page}.html" for page in build.contents()]
+SHAPLEY = "book/foundations/shapley-values.html"
+
+
+@pytest.fixture(scope="module")
+def html(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The book, built from the committed outputs; every warning is an error, every reference must resolve."""
+    folder = tmp_path_factory.mktemp("book")
+    build.prepare(folder / "src")
+    return build.html(folder / "src", folder).parent
+
+
+@pytest.fixture(scope="module")
+def address(html: Path) -> Iterator[str]:
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(html)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if found is None:
+        if os.environ.get("CI"):
+            pytest.fail("no browser: continuous integration needs Chromium on the path")
+        pytest.skip("no browser: install Chromium (Debian: apt-get install chromium) to run this")
+    from playwright.sync_api import sync_playwright
+
+    quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+    with sync_playwright() as play:
+        chromium = play.chromium.launch(executable_path=found, args=[*quiet, "--disable-sync"])
+        yield chromium
+        chromium.close()
+
+
+@contextmanager
+def opened(browser: Any, address: str, options: dict[str, Any]) -> Iterator[tuple[Any, list[str]]]:
+    """A page, and the list into which goes whatever went wrong on it: console errors, failures, foreign requests."""
+    context, wrong = browser.new_context(**options), []
+    page = context.new_page()
+
+    def heard(text: str) -> None:
+        if not any(known in text for known in THEME):
+            wrong.append(text)
+
+    page.on("console", lambda m: heard(f"console: {m.text}") if m.type == "error" else None)
+    page.on("pageerror", lambda e: heard(f"error: {e}"))
+    page.on("response", lambda r: heard(f"{r.status} {r.url}") if r.status >= 400 else None)
+    page.on("requestfailed", lambda r: heard(f"failed: {r.url}"))
+    page.on("request", lambda r: heard(f"leaves the book: {r.url}") if _foreign(r.url, address) else None)
+    yield page, wrong
+    context.close()
+
+
+def _foreign(url: str, address: str) -> bool:
+    return not url.startswith((address, "data:", "blob:", "file:", "about:"))
+
+
+def settle(page: Any) -> None:
+    """Wait until MathJax, where the page has it, has set every equation."""
+    page.wait_for_load_state("networkidle")
+    page.evaluate("window.MathJax && MathJax.startup ? MathJax.startup.promise.then(() => null) : null")
+
+
+def test_the_index_leads_to_the_first_page(html: Path, address: str, browser: Any) -> None:
+    with opened(browser, address, DESKTOP) as (page, wrong):
+        page.goto(f"{address}/index.html")
+        page.wait_for_url("**/book/intro.html")
+        assert page.locator("article h1").first.inner_text().strip("#\n ") == "Learning with missing modalities"
+        assert not wrong
+
+
+def test_clicking_through_the_navigation(address: str, browser: Any) -> None:
+    with opened(browser, address, DESKTOP) as (page, wrong):
+        page.goto(f"{address}/book/intro.html")
+        page.locator("nav.bd-links a", has_text="Notation").click()
+        page.wait_for_url("**/book/notation.html")
+        page.locator("nav.bd-links a[href*='shapley-values']").click()
+        page.wait_for_url(f"**/{SHAPLEY}")
+        page.locator("a.right-next").click()
+        page.wait_for_url("**/data-and-metrics.html")
+        assert not wrong
+
+
+def test_searching_finds_a_word(address: str, browser: Any) -> None:
+    with opened(browser, address, DESKTOP) as (page, wrong):
+        page.goto(f"{address}/search.html?q=shapley")
+        page.wait_for_selector("#search-results li a")
+        found = page.locator("#search-results li a").evaluate_all("links => links.map(a => a.href)")
+        assert any(SHAPLEY in link for link in found)
+        assert not wrong
+
+
+def test_the_search_box_opens(address: str, browser: Any) -> None:
+    with opened(browser, address, DESKTOP) as (page, wrong):
+        page.goto(f"{address}/book/intro.html")
+        settle(page)
+        page.locator(".bd-sidebar-primary .search-button-field").click()
+        field = page.locator("dialog input[type=search], .search-button__search-container input[type=search]").first
+        field.fill("modality")
+        field.press("Enter")
+        page.wait_for_url("**/search.html?q=modality*")
+        page.wait_for_selector("#search-results li a")
+        assert not wrong
+
+
+@pytest.mark.parametrize("view", ["desktop", "dark", "phone"])
+def test_every_page_is_whole(view: str, address: str, browser: Any) -> None:
+    options = {"desktop": DESKTOP, "dark": DARK, "phone": PHONE}[view]
+    problems = []
+    with opened(browser, address, options) as (page, wrong):
+        for name in PAGES:
+            page.goto(f"{address}/{name}")
+            settle(page)
+            body = page.evaluate("document.querySelector('article').innerText")
+            if "\\(" in body or "$$" in body:
+                problems.append(f"{name}: an equation is not set")
+            if page.locator("mjx-merror").count():
+                problems.append(f"{name}: {page.locator('mjx-merror').first.inner_text()}")
+            empty = page.locator("article img").evaluate_all(
+                "images => images.filter(i => !i.naturalWidth).map(i => i.src)"
+            )
+            problems += [f"{name}: no picture at {src}" for src in empty]
+            nameless = page.locator("article img").evaluate_all("images => images.filter(i => !i.alt).map(i => i.src)")
+            problems += [f"{name}: no alternative text for {src}" for src in nameless]
+            if page.evaluate("document.documentElement.scrollWidth > window.innerWidth + 1"):
+                problems.append(f"{name}: scrolls sideways")
+            if view == "dark" and page.evaluate("document.documentElement.dataset.theme") != "dark":
+                problems.append(f"{name}: is not dark")
+            problems += [f"{name}: {w}" for w in wrong]
+            wrong.clear()
+    assert not problems, "\n".join(problems)
+
+
+def test_equations_are_set_and_figures_shown(address: str, browser: Any) -> None:
+    with opened(browser, address, DESKTOP) as (page, wrong):
+        page.goto(f"{address}/{SHAPLEY}")
+        page.wait_for_selector("mjx-container mjx-math")
+        settle(page)
+        assert page.locator("mjx-container[display=true]").count() >= 3
+        figure = page.locator("article figure img, article .cell_output img").first
+        assert figure.evaluate("i => i.naturalWidth") > 200
+        assert not wrong
+
+
+def brightness(page: Any, selector: str) -> float:
+    """Of the background of the first match, 0 to 255."""
+    colour = page.locator(selector).first.evaluate("e => getComputedStyle(e).backgroundColor")
+    return sum(float(x) for x in colour[colour.index("(") + 1 : -1].split(",")[:3]) / 3
+
+
+def test_dark_pages_keep_figures_on_a_light_card(address: str, browser: Any) -> None:
+    with opened(browser, address, DARK) as (page, wrong):
+        page.goto(f"{address}/book/intro.html")
+        settle(page)
+        assert brightness(page, "body") < 60
+        assert brightness(page, "article figure img") > 240
+        assert not wrong
+
+
+def test_the_download_button_downloads_the_notebook(address: str, browser: Any) -> None:
+    with opened(browser, address, DESKTOP) as (page, wrong):
+        page.goto(f"{address}/{SHAPLEY}")
+        settle(page)
+        page.locator(".dropdown-download-buttons > button").click()
+        with page.expect_download() as download:
+            page.locator(".btn-download-source-button").click()
+        assert download.value.suggested_filename == "shapley-values.ipynb"
+        notebook = json.loads(Path(download.value.path()).read_text())
+        assert notebook["nbformat"] == 4
+        assert page.url.endswith(SHAPLEY)
+        assert not wrong
+
+
+def test_the_book_opens_without_a_server(html: Path, address: str, browser: Any) -> None:
+    with opened(browser, address, DESKTOP) as (page, wrong):
+        page.goto((html / SHAPLEY).as_uri())
+        page.wait_for_selector("mjx-container mjx-math")
+        leaving = [w for w in wrong if "leaves the book" in w]
+        assert not leaving

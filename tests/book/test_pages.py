@@ -1,0 +1,91 @@
+"""The pages around the chapters: their code runs, their tables are complete and up to date."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections import Counter
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from book import build
+
+ROOT = build.ROOT
+PAGE = re.compile(r"[\w/-]+(#[\w-]+)?")
+
+
+def blocks(page: Path, language: str = "python") -> str:
+    return "\n".join(re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S))
+
+
+@pytest.mark.parametrize("page", ["book/your-data.md", "README.md"])
+def test_the_code_on_the_page_runs(page: str, capsys: pytest.CaptureFixture[str]) -> None:
+    namespace: dict[str, object] = {}
+    exec(compile(blocks(ROOT / page), page, "exec"), namespace)
+    said = capsys.readouterr().out
+    if page == "book/your-data.md":
+        assert "sample 150 has NaN values" in said
+        assert "face only" in said
+    else:
+        assert tuple(namespace["logits"].shape) == (56, 5)  # type: ignore[attr-defined]
+
+
+def rows() -> list[dict[str, str]]:
+    with (ROOT / "book" / "coverage.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def labels(page: str) -> set[str]:
+    """Every label that a page defines: sections, equations, figures, directives' names."""
+    source = ROOT / "book" / page
+    if source.with_suffix(".ipynb").exists():
+        notebook = nbformat.read(source.with_suffix(".ipynb"), as_version=4)
+        text = "\n".join(c.source for c in notebook.cells if c.cell_type == "markdown")
+        names = {c.metadata.get("mystnb", {}).get("figure", {}).get("name") for c in notebook.cells}
+    else:
+        text, names = source.with_suffix(".md").read_text(encoding="utf-8"), set()
+    found = re.findall(r"^\(([\w-]+)\)=", text, re.M) + re.findall(r"\$\$ ?\(([\w-]+)\)", text)
+    found += re.findall(r"^:(?:name|label): *([\w-]+)", text, re.M)
+    return {*found, *filter(None, names)}
+
+
+def test_every_item_of_the_papers_has_its_row() -> None:
+    found = rows()
+    assert Counter(row["paper"] for row in found) == {"DREAM": 8, "DEAR": 15, "BALM": 10, "MCE": 14}
+    assert len({(row["paper"], row["item"]) for row in found}) == len(found)
+    numbers = {paper: " ".join(r["item"] for r in found if r["paper"] == paper) for paper in ("DREAM", "DEAR", "MCE")}
+    for paper, tables in (("DREAM", [1, 2, 3]), ("DEAR", [1, 2, 3, 4, 5, 8, 9, 10, 11, 12]), ("MCE", range(1, 9))):
+        for n in tables:
+            assert re.search(rf"\b(?:Tables? |and ){n}\b", numbers[paper]), f"{paper}, Table {n}"
+
+
+def test_every_row_says_where_it_is_covered() -> None:
+    for row in rows():
+        assert row["status"] in {"planned", "partly", "done", "not planned"}, row
+        assert bool(row["page"]) == (row["status"] in {"partly", "done"}), row
+        if row["page"]:
+            assert PAGE.fullmatch(row["page"]), row
+            page, _, label = row["page"].partition("#")
+            assert f"book/{page}" in build.contents(), row
+            assert not label or label in labels(page), f"{row}: the page has {sorted(labels(page))}"
+
+
+def test_the_status_page_is_up_to_date() -> None:
+    page = build.STATUS.read_text(encoding="utf-8")
+    assert build.status_table() in page, "run python -m book.build status"
+    assert build.coverage_table() in page, "run python -m book.build status"
+    chapters = [p for p in build.chapters() if p.relative_to(ROOT).with_suffix("").as_posix() in build.contents()]
+    assert all(f"`{p.relative_to(ROOT / 'book').with_suffix('').as_posix()}`" in page for p in chapters)
+
+
+def test_the_license_covers_code_and_text() -> None:
+    text = (ROOT / "LICENSE").read_text()
+    assert text.startswith("MIT License")
+    assert "CC BY 4.0" in text
+
+
+def test_the_readme_shows_a_picture_that_is_there() -> None:
+    for picture in re.findall(r"!\[[^\]]+\]\(([^)]+)\)", (ROOT / "README.md").read_text()):
+        assert (ROOT / picture).stat().st_size < 300_000

@@ -1,0 +1,414 @@
+"""Sweeps: nothing finished is lost or run twice, whatever stops them; the general runner's rows are right."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mmlib import data as sources
+from mmlib.experiments import (
+    COLUMNS,
+    METHODS,
+    Rows,
+    config_hash,
+    grid,
+    load_or_run,
+    load_rows,
+    missing_rows,
+    not_run,
+    predictions,
+    subsets,
+    train_and_score,
+)
+from mmlib.missing import MissingPlan
+
+ROOT = Path(__file__).resolve().parent.parent
+VOLATILE = ["seconds", "peak_memory_mb", "date"]
+CALLS: list[dict] = []
+
+
+def square(config: dict) -> Rows:
+    """A cheap run: two rows and predictions, all from the config."""
+    CALLS.append(config)
+    if config.get("fails"):
+        raise ZeroDivisionError("on purpose")
+    x = config["x"]
+    rows = [{"test": t, "metric": "accuracy", "value": x**2 / 7 + i, "n": 3} for i, t in enumerate(("a", "b"))]
+    return Rows(rows, {"a": np.full(3, x, dtype=np.int16)})
+
+
+def stable(frame):
+    return frame.drop(columns=VOLATILE)
+
+
+@pytest.fixture(autouse=True)
+def _no_calls():
+    CALLS.clear()
+
+
+# Configs
+
+
+def test_grid_is_every_combination_in_order() -> None:
+    assert grid(a=[1, 2], b=("x", "y"), c="z") == [
+        {"a": 1, "b": "x", "c": "z"},
+        {"a": 1, "b": "y", "c": "z"},
+        {"a": 2, "b": "x", "c": "z"},
+        {"a": 2, "b": "y", "c": "z"},
+    ]
+    assert grid() == [{}]
+    assert grid(plan=[None, {"kind": "none"}], names=[["a", "b"]]) == [
+        {"plan": None, "names": ["a", "b"]},
+        {"plan": {"kind": "none"}, "names": ["a", "b"]},
+    ]
+
+
+def test_the_hash_names_what_is_computed_not_where() -> None:
+    base = {"x": 1, "y": [0.5, None]}
+    assert config_hash({"y": (0.5, None), "x": np.int64(1)}) == config_hash(base)
+    assert config_hash({**base, "data_root": "/data", "device": "cuda", "progress": True}) == config_hash(base)
+    assert len({config_hash(c) for c in (base, {**base, "x": 2}, {**base, "z": None})}) == 3
+    with pytest.raises(TypeError, match="configs: expected values that JSON can hold"):
+        config_hash({"x": torch.nn.Linear(1, 1)})
+    with pytest.raises(ValueError, match="configs: expected finite numbers"):
+        config_hash({"x": math.nan})
+    with pytest.raises(TypeError, match="configs: expected dicts with string keys"):
+        config_hash({1: 2})
+    for folder in ("/home/me/data", "C:\\data"):
+        with pytest.raises(ValueError, match="configs: expected no absolute path but in data_root"):
+            config_hash({"data_options": {"cache": [folder]}})
+
+
+# The results file
+
+
+def test_finished_runs_are_loaded_and_new_ones_added(tmp_path: Path) -> None:
+    path = tmp_path / "results" / "squares.csv"
+    first = load_or_run(path, grid(x=[1, 2], seed=[0]), square, command="make squares")
+    assert len(CALLS) == 2
+    frame = load_or_run(path, grid(x=[2, 3, 1], seed=[0]), square, command="make squares")
+    assert [c["x"] for c in CALLS] == [1, 2, 3]
+    assert [json.loads(c)["x"] for c in frame["config"]] == [2, 2, 3, 3, 1, 1]
+    assert list(frame["value"]) == [x**2 / 7 + i for x in (2, 3, 1) for i in (0, 1)]  # full precision
+    assert tuple(frame.columns) == COLUMNS
+    assert stable(load_rows(path, grid(x=[1, 2], seed=[0]))).equals(stable(first))
+    row = frame.iloc[0]
+    assert row["experiment"] == "squares"
+    assert row["command"] == "make squares"
+    assert row["torch"] == torch.__version__
+    assert row["device"] == "cpu, 1 thread"
+    assert row["seed"] == 0
+    assert row["n"] == 3
+    assert row["config_hash"] == config_hash({"x": 2, "seed": 0})
+    assert math.isnan(row["seconds"])
+    assert str(tmp_path) not in path.read_text()
+    assert os.uname().nodename not in path.read_text()
+
+
+def test_what_is_not_run_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "squares.csv"
+    configs = grid(x=[1, 2, 3])
+    assert missing_rows(path, configs) == configs
+    assert len(load_rows(path)) == 0
+    assert tuple(load_rows(path).columns) == COLUMNS
+    load_or_run(path, configs[:1], square)
+    assert missing_rows(path, configs) == configs[1:]
+    assert not_run(path, configs, "make squares") == "2 of 3 runs not run; `make squares` fills them in"
+    load_or_run(path, configs, square)
+    assert not_run(path, configs, "make squares") == ""
+
+
+def test_predictions_are_kept_beside_the_rows(tmp_path: Path) -> None:
+    path = tmp_path / "squares.csv"
+    load_or_run(path, grid(x=[4]), square)
+    found = predictions(path, {"x": 4})
+    assert found["a"].tolist() == [4, 4, 4]
+    assert found["a"].dtype == np.int16
+    assert predictions(path, config_hash({"x": 4})).keys() == found.keys()
+    with pytest.raises(FileNotFoundError, match=r"no predictions of .* beside squares\.csv"):
+        predictions(path, {"x": 5})
+    file = tmp_path / "squares.predictions" / f"{config_hash({'x': 4})}.npz"
+    file.write_bytes(file.read_bytes()[:40])
+    with pytest.raises(ValueError, match="not a readable predictions file"):
+        predictions(path, {"x": 4})
+
+
+def test_a_failing_run_does_not_stop_the_others(tmp_path: Path) -> None:
+    path = tmp_path / "squares.csv"
+    configs = [{"x": 1}, {"x": 2, "fails": True}, {"x": 3}]
+    with pytest.raises(RuntimeError, match=r"1 of 3 runs failed, .*squares\.csv.*\"fails\": true[\s\S]*ZeroDivision"):
+        load_or_run(path, configs, square)
+    assert missing_rows(path, configs) == [configs[1]]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"metric": "accuracy"}, "lacks .'value'."),
+        ({"metric": "accuracy", "value": 1.0, "accuracy": 1.0}, "got .'accuracy'."),
+        ({"metric": "a\nb", "value": 1.0}, "line break in .'metric'."),
+    ],
+)
+def test_rows_of_another_form_are_refused(tmp_path: Path, row: dict, message: str) -> None:
+    with pytest.raises(RuntimeError, match=message):
+        load_or_run(tmp_path / "x.csv", [{"x": 1}], lambda config: [row])
+    assert len(load_rows(tmp_path / "x.csv")) == 0
+
+
+def test_another_schema_experiment_or_configuration_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "squares.csv"
+    path.write_text("method,accuracy\njoint,0.9\n")
+    with pytest.raises(ValueError, match=r"squares\.csv: expected a results file with the columns .*'accuracy'"):
+        load_or_run(path, grid(x=[1]), square)
+    assert path.read_text() == "method,accuracy\njoint,0.9\n"
+    for content in ("", "a note without a line end"):
+        path.write_text(content)
+        with pytest.raises(ValueError, match="expected a results file"):
+            load_or_run(path, grid(x=[1]), square)
+        assert path.read_text() == content
+
+    path.unlink()
+    load_or_run(path, grid(x=[1]), square)
+    with pytest.raises(ValueError, match=r"expected rows of the experiment 'cubes', got rows of \['squares'\]"):
+        load_or_run(path, grid(x=[2]), square, experiment="cubes")
+    whole = path.read_text()
+    path.write_text(whole.replace('""x"": 1', '""x"": 2'))
+    with pytest.raises(ValueError, match="hold another configuration than their hash says"):
+        load_or_run(path, grid(x=[1]), square)
+    path.write_text(whole + "1,2,3\n")
+    with pytest.raises(ValueError, match=r"squares\.csv, line 4: expected 22 values, got 3"):
+        load_rows(path)
+
+
+def test_a_torn_last_line_is_repaired(tmp_path: Path) -> None:
+    path = tmp_path / "squares.csv"
+    configs = grid(x=[1, 2, 3])
+    whole = stable(load_or_run(path, configs, square))
+    text = path.read_bytes()
+    lines = text.splitlines(keepends=True)
+    last = len(lines[-1])
+    for cut in (len(text) - 1, len(text) - 30, len(text) - last + 12, len(text) - last - 5):
+        path.write_bytes(text[:cut])
+        CALLS.clear()
+        with pytest.warns(UserWarning, match=r"squares\.csv ends in the middle of a line"):
+            repaired = load_or_run(path, configs, square)
+        assert [c["x"] for c in CALLS] == [3]
+        assert stable(repaired).equals(whole)
+        assert stable(load_rows(path)).equals(whole)
+    path.write_bytes(lines[0][:-20])  # within the header: nothing was stored yet
+    assert stable(load_or_run(path, configs, square)).equals(whole)
+
+
+def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "squares.csv"
+    load_or_run(path, grid(x=[1]), square)
+    before = path.read_bytes()
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"could not be written \(No space left on device\); what was stored before"):
+        load_or_run(path, grid(x=[1, 2]), square)
+    monkeypatch.undo()
+    assert path.read_bytes() == before
+    assert not list(tmp_path.rglob("*.tmp"))
+    assert len(load_or_run(path, grid(x=[1, 2]), square)) == 4
+
+
+SWEEP = """
+import sys, time
+from mmlib.experiments import Rows, grid, load_or_run
+from test_experiments import square
+
+def slow(config):
+    if len(sys.argv) > 2 and config["x"] == 4:
+        print("reached", flush=True)
+        time.sleep(600)
+    return square(config)
+
+load_or_run(sys.argv[1], grid(x=[1, 2, 3, 4, 5]), slow)
+"""
+
+
+@pytest.mark.slow
+def test_kill_minus_nine_loses_no_finished_row(tmp_path: Path) -> None:
+    script = tmp_path / "sweep.py"
+    script.write_text(SWEEP)
+    path = tmp_path / "squares.csv"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(path), "wait"], env=environment, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout.readline() == "reached\n"
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+    configs = grid(x=[1, 2, 3, 4, 5])
+    assert missing_rows(path, configs) == configs[3:]
+    resumed = load_or_run(path, configs, square)
+    assert [c["x"] for c in CALLS] == [4, 5]
+    uninterrupted = load_or_run(tmp_path / "again" / "squares.csv", configs, square)
+    assert stable(resumed).equals(stable(uninterrupted))
+
+
+def slowly(config: dict) -> Rows:
+    time.sleep(0.02)
+    return square(config)
+
+
+@pytest.mark.slow
+def test_processes_give_what_one_gives_and_share_a_file(tmp_path: Path) -> None:
+    configs = grid(x=list(range(12)))
+    here = load_or_run(tmp_path / "one" / "squares.csv", configs, slowly)
+    there = load_or_run(tmp_path / "two" / "squares.csv", configs, slowly, workers=2)
+    assert stable(there).equals(stable(here))
+    with pytest.raises(RuntimeError, match="1 of 2 runs failed"):
+        load_or_run(tmp_path / "two" / "squares.csv", [{"x": 20}, {"x": 21, "fails": True}], square, workers=2)
+    assert len(load_rows(tmp_path / "two" / "squares.csv", [{"x": 20}])) == 2
+
+    # two sweeps at once fill one file: every run once, none lost
+    shared = tmp_path / "three" / "squares.csv"
+    script = tmp_path / "both.py"
+    script.write_text(
+        "import sys\nfrom mmlib.experiments import grid, load_or_run\nfrom test_experiments import slowly\n"
+        "load_or_run(sys.argv[1], grid(x=list(range(12))), slowly)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    both = [subprocess.Popen([sys.executable, str(script), str(shared)], env=environment) for _ in range(2)]
+    assert [process.wait(timeout=120) for process in both] == [0, 0]
+    assert stable(load_rows(shared, configs)).equals(stable(here))
+    with shared.open(newline="") as file:
+        assert sum(1 for _ in csv.reader(file)) == 1 + 24
+
+
+@pytest.mark.slow
+def test_a_dask_cluster_of_two_processes_gives_the_same_rows(tmp_path: Path) -> None:
+    configs = [{**SMALL, "seed": seed} for seed in (0, 1)]
+    here = load_or_run(tmp_path / "one" / "runs.csv", configs)
+    there = load_or_run(tmp_path / "two" / "runs.csv", configs, workers=2, backend="dask")
+    assert stable(there).equals(stable(here))
+    for config in configs:
+        one, two = (predictions(tmp_path / folder / "runs.csv", config) for folder in ("one", "two"))
+        assert all(np.array_equal(one[k], two[k]) for k in one)
+
+
+def test_workers_must_be_at_least_one(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="workers: expected an integer of at least 1, got 0"):
+        load_or_run(tmp_path / "x.csv", [], workers=0)
+
+
+# The general runner
+
+SMALL = {
+    "data": "digits",
+    "backbone_options": {"width": 16},
+    "train": {"epochs": 2, "lr": 1e-2},
+    "test": "subsets",
+    "profile": "tiny",
+}
+
+
+def test_subsets_are_named_by_their_modalities() -> None:
+    assert subsets(("a", "b", "c")) == {
+        **{"a": ["a"], "b": ["b"], "c": ["c"], "a+b": ["a", "b"], "a+c": ["a", "c"], "b+c": ["b", "c"]},
+        "a+b+c": ["a", "b", "c"],
+    }
+
+
+def test_train_and_score_on_every_subset() -> None:
+    rows = train_and_score({**SMALL, "train_plan": {"kind": "bernoulli", "rates": [0.3, 0.3, 0.3]}, "seed": 3})
+    test = sources.load("digits")["test"]
+    assert [r["test"] for r in rows] == ["valid", *subsets(test.modalities)]
+    assert {r["metric"] for r in rows} == {"accuracy"}
+    assert all(r["n"] == len(test) for r in rows[1:])
+    target = test.target.numpy()
+    assert rows.predictions["target"].tolist() == target.tolist()
+    assert rows.predictions["ids"].tolist() == test.ids.tolist()
+    for row in rows[1:]:
+        found = rows.predictions[row["test"]]
+        assert found.dtype == np.int16
+        assert row["value"] == pytest.approx(float(np.mean(found == target)))
+    assert rows[-1]["value"] > 0.5
+    assert rows[-1]["peak_memory_mb"] > 10
+    plan = MissingPlan("bernoulli", rates=[0.3, 0.3, 0.3], seed=3)
+    assert rows[0]["mask_hash"].split("/")[0] == plan.draw(sources.load("digits")["train"]).fingerprint[:12]
+    again = train_and_score({**SMALL, "train_plan": {"kind": "bernoulli", "rates": [0.3, 0.3, 0.3]}, "seed": 3})
+    assert [r["value"] for r in again] == [r["value"] for r in rows]
+
+
+def test_train_and_score_under_named_plans_and_on_some_modalities() -> None:
+    asked = [
+        "complete",
+        {"left only": ["left"], "half": {"kind": "bernoulli", "rates": 0.5, "seed": 7}},
+    ]
+    rows = train_and_score({**SMALL, "modalities": ["left", "right"], "test": asked, "valid_plan": None})
+    assert [r["test"] for r in rows] == ["valid", "complete", "left only", "half"]
+    test = sources.load("digits")["test"].select(["left", "right"])
+    mask = MissingPlan("bernoulli", rates=0.5, seed=7).draw(test)
+    assert rows[-1]["mask_hash"] == f"-/{mask.fingerprint[:12]}"
+    assert rows[1]["value"] > rows[3]["value"] > 0.1
+
+
+def test_samples_that_a_condition_leaves_empty_are_not_scored() -> None:
+    asked = {"gaps": {"kind": "bernoulli", "rates": 0.5, "seed": 1, "allow_empty": True}}
+    rows = train_and_score({**SMALL, "modalities": ["left"], "test": asked})
+    found, target = rows.predictions["gaps"], rows.predictions["target"]
+    assert rows[-1]["n"] == (found >= 0).sum() < len(target)
+    assert rows[-1]["value"] == pytest.approx(float(np.mean((found == target)[found >= 0])))
+
+
+def test_train_and_score_on_scores() -> None:
+    pytest.importorskip("mmlib.data.synthetic")
+    options = {"task": "regression"} if "task" in sources.options("synthetic") else None
+    if options is None:
+        pytest.skip("synthetic has no option task")
+    rows = train_and_score({**SMALL, "data": "synthetic", "data_options": options, "test": "complete"})
+    assert {"mae", "corr", "acc2_non0"} <= {r["metric"] for r in rows}
+    assert rows.predictions["complete"].dtype == np.float32
+
+
+def test_other_methods_join_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    def build(backbone, data, options):
+        made.append((data.modalities, options))
+        return METHODS["joint"](backbone, data, {"modality_dropout": options["p"]})
+
+    monkeypatch.setitem(METHODS, "mine", build)
+    rows = train_and_score({**SMALL, "method": "mine", "method_options": {"p": 0.2}, "test": "complete"})
+    assert made == [(("left", "right", "projection"), {"p": 0.2})]
+    assert rows[0]["method"] == "mine"
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"modality": ["left"]}, r"config: unknown entries \['modality'\]; known are .*'modalities'"),
+        ({"method": "mce2"}, r"method: expected one of .*'joint'.*got 'mce2'"),
+        ({"backbone": "vit"}, r"backbone: expected one of \['avmnist', 'generic'\], got 'vit'"),
+        ({"train": {"epoch": 3}}, r"train: unknown settings \['epoch'\]"),
+        ({"test": "all"}, "test: expected 'complete', 'subsets'"),
+        ({"test": {"x": 3}}, r"test\['x'\]: expected a plan or a list of modalities"),
+        ({"test": {"valid": ["left"]}}, "test: expected another name than 'valid'"),
+        ({"test": {"x": ["top"]}}, "modality: expected one of .* got 'top'"),
+        ({"train_plan": "bernoulli"}, "plan: expected None or a dict"),
+    ],
+)
+def test_what_the_runner_does_not_know_is_refused(config: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        train_and_score({**SMALL, "train": {"epochs": 1}, **config})

@@ -20,6 +20,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from mmlib.files import atomic_write
+
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ROOT / "_build" / "book-src"
 FACTS = ROOT / "book" / "results" / "chapters.json"
@@ -206,9 +208,7 @@ def refresh(files: Sequence[Path]) -> None:
                 f"{_short(file)} is not fit to commit:\n  " + "\n  ".join(wrong) + f"\nThe run: {_short(scratch)}"
             )
         nbformat.validate(notebook)
-        beside = file.with_name(f".{file.name}.new")
-        nbformat.write(notebook, beside)
-        os.replace(beside, file)
+        atomic_write(file, (nbformat.writes(notebook) + "\n").encode())
         scratch.unlink()
         if file.resolve().is_relative_to(ROOT / "book"):
             _note(file, minutes)
@@ -227,7 +227,8 @@ def _note(file: Path, minutes: float) -> None:
         **{name: metadata.version(name).split("+")[0] for name in VERSIONS},
     }
     known = {_name(p) for p in chapters()}
-    _replace(FACTS, json.dumps({k: v for k, v in sorted(facts.items()) if k in known}, indent=1) + "\n")
+    stored = {k: v for k, v in sorted(facts.items()) if k in known}
+    atomic_write(FACTS, (json.dumps(stored, indent=1) + "\n").encode())
 
 
 def status_table() -> str:
@@ -273,7 +274,7 @@ def write_status() -> None:
         _, _, tail = rest.partition(f"<!-- {name}: end -->")
         new = f"{head}<!-- {name}: begin -->\n{table}\n<!-- {name}: end -->{tail}"
     if new != page:
-        _replace(STATUS, new)
+        atomic_write(STATUS, new.encode())
 
 
 def figures() -> None:
@@ -283,13 +284,6 @@ def figures() -> None:
     path = ROOT / "book" / "_static" / "overview.png"
     draw(path)
     print(_short(path))
-
-
-def _replace(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.new")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
 
 
 def _name(path: Path) -> str:

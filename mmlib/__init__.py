@@ -1,6 +1,7 @@
 """mmlib: multimodal learning when modalities are missing and imbalanced."""
 
 from .batch import MultimodalBatch, MultimodalDataset, Output
+from .missing import MissingMask, MissingPlan
 
 __version__ = "0.1.0"
-__all__ = ["MultimodalBatch", "MultimodalDataset", "Output", "__version__"]
+__all__ = ["MissingMask", "MissingPlan", "MultimodalBatch", "MultimodalDataset", "Output", "__version__"]

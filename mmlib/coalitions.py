@@ -27,6 +27,7 @@ __all__ = [
     "accuracy_values",
     "coalition_logits",
     "coalition_masks",
+    "coalition_rows",
     "discrete_predictions",
     "monte_carlo_shapley",
     "permutation_shapley",
@@ -380,6 +381,27 @@ def coalition_logits(
     if inverse is not None:
         logits = logits.index_select(0, inverse)
     return logits.unflatten(0, (S, B))
+
+
+def coalition_rows(
+    model: nn.Module,
+    batch: MultimodalBatch,
+    row: Tensor,
+    members: Tensor,
+    absent: str = "zero_feature",
+    encodings: dict[str, Tensor] | None = None,
+) -> Any:
+    """What the model says of chosen samples under chosen coalitions: row int64 [R], members bool [R, M] -> [R, ..., K].
+
+    For losses that name their pairs themselves; `coalition_logits` is the same for all pairs of a table. In
+    mode and gradients as there. Whatever ``model.decode`` returns is handed back, a tensor or a tuple of tensors.
+    """
+    if row.ndim != 1 or members.shape != (len(row), len(batch.modalities)) or members.dtype != torch.bool:
+        raise ValueError(
+            f"row, members: expected int64 [R] and bool [R, {len(batch.modalities)}], got {tuple(row.shape)} and "
+            f"{members.dtype} {tuple(members.shape)}"
+        )
+    return _Rows(model, batch, absent, nothing=False, encodings=encodings).logits(row, members)
 
 
 def _distinct(row: Tensor, members: Tensor, B: int) -> tuple[Tensor, Tensor, Tensor]:

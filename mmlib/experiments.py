@@ -8,6 +8,7 @@ cluster. What it stores is complete: a run's rows appear together, and its predi
 from __future__ import annotations
 
 import contextlib
+import copy
 import csv
 import datetime
 import functools
@@ -22,6 +23,7 @@ import subprocess
 import traceback
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +31,8 @@ import numpy as np
 import torch
 
 from .batch import MultimodalDataset
-from .training import TrainConfig, atomic_write, fit, predict, random_state
+from .files import atomic_write
+from .training import TrainConfig, fit, predict, random_state
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -386,7 +389,7 @@ def _text(value: Any) -> str:
 
 
 def _bar(results: Iterable[Any], total: int, progress: bool) -> Iterable[Any]:
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
     return tqdm(results, total=total, unit="run", disable=not progress or not total)
 
@@ -419,20 +422,114 @@ def _generic(data: MultimodalDataset, options: Mapping[str, Any]) -> Any:
     return GenericBackbone.for_data(data, **options)
 
 
+def _mmin(data: MultimodalDataset, options: Mapping[str, Any]) -> Any:
+    from .backbones import MMINBackbone
+
+    return MMINBackbone.for_data(data, **options)
+
+
 def _avmnist(data: MultimodalDataset, options: Mapping[str, Any]) -> Any:
     from .backbones import AVMNISTBackbone, AVMNISTConfig
 
     return AVMNISTBackbone(AVMNISTConfig(modalities=data.modalities, outputs=data.info["outputs"], **options))
 
 
-def _joint(backbone: Any, data: MultimodalDataset, options: Mapping[str, Any]) -> Any:
+@dataclass(frozen=True)
+class Setting:
+    """What a method may need besides its backbone: the splits as they are trained and selected on, and the budget."""
+
+    config: Config  # the run's, with every entry
+    train: MultimodalDataset
+    valid: MultimodalDataset | None
+    training: TrainConfig
+
+
+def _joint(backbone: Any, setting: Setting, options: Mapping[str, Any]) -> Any:
     from .methods import JointTraining
 
     return JointTraining(backbone, **options)
 
 
-BACKBONES: dict[str, Callable[[MultimodalDataset, Mapping[str, Any]], Any]] = {"generic": _generic, "avmnist": _avmnist}
-METHODS: dict[str, Callable[[Any, MultimodalDataset, Mapping[str, Any]], Any]] = {"joint": _joint}
+def _mbt_sample(backbone: Any, setting: Setting, options: Mapping[str, Any]) -> Any:
+    from .methods import MBTSample
+
+    return MBTSample(backbone, **options)
+
+
+def _pmr(backbone: Any, setting: Setting, options: Mapping[str, Any]) -> Any:
+    from .methods import PMR
+
+    if setting.train.info["task"] != "classification":
+        raise ValueError("method: expected classes for 'pmr', whose prototypes are class means, got scores")
+    return PMR(backbone, setting.train.info["outputs"], **options)
+
+
+def _mce(backbone: Any, setting: Setting, options: Mapping[str, Any]) -> Any:
+    """MCE; the frozen models of its upper bounds get the run's own backbone, split, settings and seed.
+
+    ``upper_bounds`` among the options: "masked", what the training split has of each modality, or "complete".
+    """
+    from .methods import MCE
+
+    options = dict(options)
+    what = options.pop("upper_bounds", "masked")
+    if what not in ("masked", "complete"):
+        raise ValueError(f"upper_bounds: expected 'masked' or 'complete', got {what!r}")
+    upper = None
+    if options.get("state_factor", True) and options.get("upper_source", "frozen") == "frozen":
+        config = {k: v for k, v in setting.config.items() if k not in ("method", "method_options", "test", "progress")}
+        upper = copy.deepcopy(_upper_bounds(json.dumps(config, sort_keys=True), what, _Hidden(setting)))
+    return MCE(backbone, upper, **options)
+
+
+class _Hidden:
+    """Carries a value past `lru_cache`, whose keys it leaves alone."""
+
+    def __init__(self, value: Any):
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Hidden)
+
+    def __hash__(self) -> int:
+        return 0
+
+
+@functools.lru_cache(maxsize=4)
+def _upper_bounds(config: str, what: str, hidden: _Hidden) -> Any:
+    """A worker's last upper bounds, since the variants of a method share them."""
+    from .methods import JointTraining
+    from .methods.mce import UpperBounds
+
+    setting: Setting = hidden.value
+    given = setting.config
+    train, valid = setting.train, setting.valid
+    splits = _splits(given["data"], given["data_root"], json.dumps(given["data_options"], sort_keys=True))
+    whole = splits["train"].select(train.modalities)
+    if what == "complete":
+        train, valid = whole, None if valid is None else splits["valid"].select(train.modalities)
+    models = {}
+    for name in train.modalities:
+        own = _with_any(train.select([name]))[0]
+        own_valid = None if valid is None else _with_any(valid.select([name]))[0]
+        with random_state(setting.training.seed):
+            model = JointTraining(BACKBONES[given["backbone"]](own, given["backbone_options"]))
+        fit(model, own, own_valid, setting.training)
+        models[name] = model
+    return UpperBounds.from_models(models, whole)  # a plan that resamples may show any of it; `present` cuts the rest
+
+
+BACKBONES: dict[str, Callable[[MultimodalDataset, Mapping[str, Any]], Any]] = {
+    "generic": _generic,
+    "avmnist": _avmnist,
+    "mmin": _mmin,
+}
+METHODS: dict[str, Callable[[Any, Setting, Mapping[str, Any]], Any]] = {
+    "joint": _joint,
+    "mbt_sample": _mbt_sample,
+    "mce": _mce,
+    "pmr": _pmr,
+}
 
 DEFAULTS: Config = {
     "data": "digits",
@@ -486,11 +583,15 @@ def train_and_score(config: Config) -> Rows:
     valid_plan = train_plan if given["valid_plan"] == "train" else _plan(given["valid_plan"], given["seed"])
     if valid is not None and valid_plan is not None:
         valid = valid_plan.draw(valid, epoch=0 if valid_plan.resample else None).apply(valid)
-    mask = "-" if train_plan is None else train_plan.draw(train, epoch=1 if train_plan.resample else None).fingerprint
+    masked, mask = train, "-"
+    if train_plan is not None:
+        drawn = train_plan.draw(train, epoch=1 if train_plan.resample else None)
+        masked, mask = drawn.apply(train), drawn.fingerprint
 
     with random_state(given["seed"]), _Memory() as memory:
         backbone = BACKBONES[given["backbone"]](train, given["backbone_options"])
-        method = METHODS[given["method"]](backbone, train, given["method_options"])
+        setting = Setting(given, masked, valid, training)
+        method = METHODS[given["method"]](backbone, setting, given["method_options"])
         history = fit(method, train, valid, training, train_plan=train_plan)
     common: dict[str, Any] = {
         **{name: given[name] for name in ("method", "backbone", "data", "seed", "profile")},

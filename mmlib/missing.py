@@ -19,11 +19,11 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import io
 import itertools
 import json
 import math
 import os
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -34,6 +34,7 @@ import torch
 from torch import Generator, Tensor
 
 from .batch import MultimodalBatch, MultimodalDataset, frame_axis
+from .files import atomic_write
 
 __all__ = [
     "KINDS",
@@ -1208,8 +1209,7 @@ class MissingMask:
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the mask to one file, whole or not at all (a temporary file in the same folder takes its place)."""
-        target = Path(path)
+        """Write the mask to one file, whole or not at all."""
         content = {
             "format": _FORMAT,
             "modalities": list(self.modalities),
@@ -1223,16 +1223,9 @@ class MissingMask:
             "plan": None if self.plan is None else json.dumps(self.plan.to_dict()),
             "fingerprint": self.fingerprint,
         }
-        temporary = target.with_name(f".{target.name}.{os.getpid()}-{time.time_ns()}.part")
-        try:
-            with open(temporary, "xb") as file:
-                torch.save(content, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        buffer = io.BytesIO()
+        torch.save(content, buffer)
+        atomic_write(path, buffer.getbuffer())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> MissingMask:

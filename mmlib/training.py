@@ -18,9 +18,7 @@ import hashlib
 import io
 import json
 import math
-import os
 import random
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,6 +30,8 @@ import torch
 from torch import Tensor, nn
 
 from .batch import MultimodalBatch, MultimodalDataset, Output
+from .data import fingerprint as data_fingerprint
+from .files import atomic_write
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,8 +43,6 @@ __all__ = [
     "History",
     "State",
     "TrainConfig",
-    "atomic_write",
-    "data_fingerprint",
     "fit",
     "load",
     "predict",
@@ -136,7 +134,8 @@ class History:
 
 @dataclass
 class State:
-    """What a hook sees, and may change: ``batch`` in on_batch, the gradients in on_backward, ``stop`` at any time."""
+    """What a hook sees, and may change: ``train`` in on_epoch_start (for that epoch), ``batch`` in on_batch, the
+    gradients in on_backward, ``stop`` at any time."""
 
     method: nn.Module  # the method itself, not its wrappers
     optimizer: Any
@@ -175,6 +174,11 @@ def fit(
     weighted by their shares, so the gradient is the one-process gradient wherever the loss is a mean over samples and
     samples do not meet (no batch normalisation). The same holds for accumulation. Every process trains, the main one
     validates and writes. The caller's random state (Python, NumPy, torch) is the same after the call as before.
+
+    A method or hook may put another data set into ``state.train`` in ``on_epoch_start``, the same in every process; it
+    holds for that epoch, and the next begins with the split again. ``epochs`` means that many passes over the *split*
+    in optimizer steps: the schedule, and the end of training, count steps, so a method that lengthens its epochs has
+    fewer of them and the same number of steps as any other method.
 
     Raises ValueError for what does not fit together or a checkpoint of another configuration, and FloatingPointError,
     naming epoch, step and loss term, when a loss or a weight is not finite; the last checkpoint stays as it was.
@@ -217,17 +221,19 @@ def fit(
         best = saved.best
         bar = _progress(config, accelerator, epochs, state.epoch)
 
-        while state.epoch < epochs and not state.stop:
+        while state.step < budget and not state.stop:
             started = time.perf_counter()
             state.epoch += 1
             if train_plan is not None and train_plan.resample and state.epoch > 1:
                 data = _masked(train, train_plan, state.epoch, keep_complete)
-                state.train = data = data.to(device) if resident else data
+                data = data.to(device) if resident else data
+            state.train = data
             call("on_epoch_start")
+            epoch_data = state.train.to(device) if resident and state.train.device != device else state.train
             model.train()
-            order = _permutation(len(data), config.seed, state.epoch)
+            order = _permutation(len(epoch_data), config.seed, state.epoch)
             steps = _steps(order.to(device) if resident else order, config, rank, world)[: budget - state.step]
-            batches = _batches(data, [rows for step in steps for rows, _ in step], config, device, resident)
+            batches = _batches(epoch_data, [rows for step in steps for rows, _ in step], config, device, resident)
             losses = _LossMeter(device)
 
             for step in steps:
@@ -656,7 +662,7 @@ def _better(best: _Best, row: Mapping[str, Any], monitor: str, method: nn.Module
 
 
 def _progress(config: TrainConfig, accelerator: Accelerator, epochs: int, done: int) -> Any:
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
     return tqdm(total=epochs, initial=done, unit="epoch", disable=not (config.progress and accelerator.is_main_process))
 
@@ -784,63 +790,6 @@ def _read(path: Path, expected: str) -> dict[str, Any]:
     if content.get("version") != 1:
         raise ValueError(f"{path.name}: expected version 1, got {content.get('version')!r}; use a newer mmlib")
     return content
-
-
-def atomic_write(path: str | Path, content: bytes | memoryview) -> None:
-    """Replace the file as a whole: readers see the old content or the new, even if the machine stops in between.
-
-    Raises OSError with the reason (a full disk, no permission); the old file is then untouched.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary: str | None = None
-    try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-        raise OSError(
-            error.errno, f"{path.name} could not be written ({error.strerror}); what was stored before is untouched"
-        ) from error
-    with contextlib.suppress(OSError):  # not every file system can sync a folder
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def data_fingerprint(data: MultimodalDataset | MultimodalBatch) -> str:
-    """Hexadecimal hash of all that a split holds: features, masks, target, ids."""
-    batch = data.data if isinstance(data, MultimodalDataset) else data
-    digest = hashlib.blake2b(digest_size=16)
-
-    def add(name: str, x: Tensor) -> None:
-        digest.update(f"{name}:{x.dtype}:{tuple(x.shape)};".encode())
-        digest.update(x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-
-    for name, value in vars(batch).items():
-        if isinstance(value, Tensor):
-            add(name, value)
-        elif isinstance(value, dict):
-            for key, x in value.items():
-                add(f"{name}.{key}", torch.as_tensor(x))
-        elif isinstance(value, MultimodalBatch):
-            digest.update(f"{name}:{data_fingerprint(value)};".encode())
-    return digest.hexdigest()
 
 
 def save(method: nn.Module, path: str | Path, **facts: Any) -> None:

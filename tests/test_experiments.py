@@ -385,9 +385,9 @@ def test_train_and_score_on_scores() -> None:
 def test_other_methods_join_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
 
-    def build(backbone, data, options):
-        made.append((data.modalities, options))
-        return METHODS["joint"](backbone, data, {"modality_dropout": options["p"]})
+    def build(backbone, setting, options):
+        made.append((setting.train.modalities, options))
+        return METHODS["joint"](backbone, setting, {"modality_dropout": options["p"]})
 
     monkeypatch.setitem(METHODS, "mine", build)
     rows = train_and_score({**SMALL, "method": "mine", "method_options": {"p": 0.2}, "test": "complete"})

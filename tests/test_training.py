@@ -27,8 +27,6 @@ from mmlib.methods import JointTraining
 from mmlib.missing import MissingPlan
 from mmlib.training import (
     TrainConfig,
-    atomic_write,
-    data_fingerprint,
     fit,
     load,
     predict,
@@ -547,25 +545,6 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pyt
     assert len(history.epochs) == 4
 
 
-def test_atomic_write_keeps_the_old_file_where_the_limit_on_size_is_hit(tmp_path: Path) -> None:
-    script = (
-        "import resource, signal, sys\n"
-        "from mmlib.training import atomic_write\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
-        "try:\n    atomic_write(sys.argv[1], b'x' * 5000)\n"
-        "except OSError as error:\n    print(error)\n"
-    )
-    path = tmp_path / "rows.csv"
-    atomic_write(path, b"old")
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(path)], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert "rows.csv could not be written (File too large)" in done.stdout
-    assert path.read_bytes() == b"old"
-    assert len(list(tmp_path.iterdir())) == 1
-
-
 class Breaks(Linear):
     """A loss term of its own turns infinite at the third batch."""
 
@@ -854,21 +833,6 @@ def test_weights_that_do_not_fit_change_nothing(tmp_path: Path) -> None:
         load(Linear(), tmp_path / "nothing.pt")
     with pytest.raises(TypeError, match="facts: expected numbers, strings"):
         save(Linear(), path, model=Linear())
-
-
-def test_the_fingerprint_sees_every_part() -> None:
-    data = toy(20)
-    same = MultimodalDataset(data.data[torch.arange(20)], data.info)
-    assert data_fingerprint(same) == data_fingerprint(data) == data_fingerprint(data.data)
-    changed = [
-        data.drop(present=torch.tensor([True, False])),
-        data.subset(range(19)),
-        data.select(["a"]),
-        MultimodalDataset(data.data.replace(target=data.target.flip(0)), data.info),
-        MultimodalDataset(data.data.replace(ids=data.ids + 1), data.info),
-        data.drop(present=torch.tensor([True, True]), keep_complete=True),
-    ]
-    assert len({data_fingerprint(d) for d in [data, *changed]}) == 7
 
 
 # What is refused

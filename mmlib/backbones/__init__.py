@@ -3,5 +3,14 @@
 from .avmnist import AVMNISTBackbone, AVMNISTConfig
 from .base import Backbone
 from .generic import GenericBackbone, GenericConfig
+from .mmin import MMINBackbone, MMINConfig
 
-__all__ = ["AVMNISTBackbone", "AVMNISTConfig", "Backbone", "GenericBackbone", "GenericConfig"]
+__all__ = [
+    "AVMNISTBackbone",
+    "AVMNISTConfig",
+    "Backbone",
+    "GenericBackbone",
+    "GenericConfig",
+    "MMINBackbone",
+    "MMINConfig",
+]

@@ -86,7 +86,11 @@ class AVMNISTBackbone(Backbone):
         for name in config.modalities:
             net = LeNet if name == "image" else SNetPlus
             self.encoders[name] = net(config.released_heads)
-        self.decoder = MLP([320 * len(config.modalities), 64, config.outputs], dropout=0.5)
+        self.width = 320
+        self.decoder = self.make_decoder(self.width * len(config.modalities))
+
+    def make_decoder(self, width: int) -> nn.Module:
+        return MLP([width, 64, self.config.outputs], dropout=0.5)
 
     def encode_modality(self, name: str, x: Tensor, valid: Tensor) -> Tensor:
         expected = (1, 28, 28) if name == "image" else (1, 20, 20)

@@ -23,6 +23,7 @@ class Backbone(nn.Module):
     """
 
     independent_encoders: bool = True
+    width: int  # of every encoding h[m]; a subclass whose encodings differ in width leaves it out
 
     def __init__(self, encode_absent: bool = False):
         super().__init__()
@@ -75,6 +76,13 @@ class Backbone(nn.Module):
     def decode(self, z: Tensor) -> Tensor:
         """z [*N, d] -> logits [*N, K]."""
         raise NotImplementedError
+
+    def make_decoder(self, width: int) -> nn.Module:
+        """A new decoder like the backbone's own for encodings of another width, [*N, width] -> [*N, K].
+
+        Methods that supervise a modality alone take their heads from here.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define make_decoder; give the method its heads")
 
     def forward(self, batch: MultimodalBatch) -> Tensor:
         """Logits [*N, K] of a batch, with what it has present."""

@@ -119,7 +119,11 @@ class GenericBackbone(Backbone):
                     f"feature_shapes[{name!r}]: expected (T, D), (C, H, W), (C, X, Y, Z) or (T,), got {shape}"
                 )
             self.encoders[name] = kind(tuple(shape), config)
-        self.decoder = MLP([config.width * len(self.encoders), config.width, config.outputs], config.dropout)
+        self.width = config.width
+        self.decoder = self.make_decoder(config.width * len(self.encoders))
+
+    def make_decoder(self, width: int) -> nn.Module:
+        return MLP([width, self.config.width, self.config.outputs], self.config.dropout)
 
     @classmethod
     def for_data(cls, data: MultimodalDataset, **options: Any) -> GenericBackbone:

@@ -1,7 +1,7 @@
 """Data sets behind one call: ``load(name, root)`` gives every source as the same three `MultimodalDataset` splits.
 
-``digits`` and ``synthetic`` are embedded and need no files. ``avmnist`` and ``mfeat`` are read from a folder:
-``root``, or the environment variable ``MMLIB_DATA``. Nothing is ever downloaded.
+``digits`` and ``synthetic`` are embedded and need no files. ``avmnist``, ``mfeat`` and ``iemocap`` are read from a
+folder: ``root``, or the environment variable ``MMLIB_DATA``. Nothing is ever downloaded.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..batch import MultimodalDataset
-from . import avmnist, digits, mfeat, synthetic
+from . import avmnist, digits, iemocap, mfeat, synthetic
 from ._shared import fingerprint
 from .pickles import safe_pickle_load
 
@@ -21,6 +21,7 @@ __all__ = [
     "avmnist",
     "digits",
     "fingerprint",
+    "iemocap",
     "load",
     "mfeat",
     "names",
@@ -34,6 +35,7 @@ _SOURCES: dict[str, Callable[..., dict[str, MultimodalDataset]]] = {
     "synthetic": synthetic.load,
     "avmnist": avmnist.load,
     "mfeat": mfeat.load,
+    "iemocap": iemocap.load,
 }
 
 

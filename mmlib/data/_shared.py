@@ -14,7 +14,7 @@ from ..batch import MultimodalBatch, MultimodalDataset
 
 
 def fingerprint(dataset: MultimodalDataset | MultimodalBatch) -> str:
-    """16 hexadecimal digits that change with any value, mask, target, id or modality name of the data."""
+    """16 hexadecimal digits that change with any value, mask, target, id or modality name of the data, or of its complete copy."""
     data = dataset.data if isinstance(dataset, MultimodalDataset) else dataset
     digest = hashlib.sha256()
 
@@ -33,6 +33,8 @@ def fingerprint(dataset: MultimodalDataset | MultimodalBatch) -> str:
     add("ids", data.ids)
     for name, x in sorted(data.extras.items()):
         add(f"extras/{name}", x)
+    if data.complete is not None:
+        digest.update(f"complete|{fingerprint(data.complete)}|".encode())
     return digest.hexdigest()[:16]
 
 

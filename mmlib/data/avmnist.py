@@ -19,9 +19,9 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import os
 import struct
-import tempfile
 import warnings
 import zlib
 from importlib.metadata import version
@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from ..batch import MultimodalDataset
+from ..files import atomic_write
 from ._shared import fingerprint, need_root
 
 __all__ = ["LAYOUT", "PER_CLASS_COUNTS", "SPEAKERS", "cache_folder", "load", "read_idx", "sound_for_first"]
@@ -367,17 +368,12 @@ def _read_cache(store: Path, n: int) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def _write_cache(store: Path, mfcc: np.ndarray, counts: np.ndarray) -> None:
-    """Write to a temporary file, then rename: a reader sees all of the file or none. A full disk costs a warning."""
-    temporary = None
+    """A full disk, or a folder where nothing can be written, costs a warning."""
+    buffer = io.BytesIO()
+    np.savez(buffer, mfcc=mfcc, frames=counts, checksum=np.array(_checksum(mfcc, counts)))
     try:
-        store.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=store.stem, suffix=".part", dir=store.parent)
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, mfcc=mfcc, frames=counts, checksum=np.array(_checksum(mfcc, counts)))
-        os.replace(temporary, store)
+        atomic_write(store, buffer.getbuffer())
     except OSError as error:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
         warnings.warn(
             f"could not write the cache file {store} ({error}); the data are loaded all the same", stacklevel=4
         )

@@ -1,5 +1,8 @@
 """One paper, one file, top to bottom like the paper; and the joint-training baseline."""
 
 from .joint import JointTraining
+from .mbt_sample import MBTSample
+from .mce import MCE
+from .pmr import PMR
 
-__all__ = ["JointTraining"]
+__all__ = ["MCE", "PMR", "JointTraining", "MBTSample"]

@@ -34,4 +34,4 @@ class JointTraining(nn.Module):
         logits = self.backbone(batch)
         if not self.training or batch.target is None:
             return Output(logits, {})
-        return Output(logits, {"task": task_loss(logits, batch.target)})
+        return Output(logits, {"task": task_loss(logits, batch.target, lead=len(batch.shape))})

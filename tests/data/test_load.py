@@ -13,14 +13,14 @@ INFO = {"name", "task", "outputs", "classes", "source", "licence", "fingerprint"
 
 
 def test_names_and_options():
-    assert data.names() == ("digits", "synthetic", "avmnist", "mfeat")
+    assert data.names() == ("digits", "synthetic", "avmnist", "mfeat", "iemocap")
     assert data.options("digits") == {"split_seed": 0, "valid": 0.15, "test": 0.25, "standardised": True}
     assert "root" not in data.options("avmnist")
 
 
 def test_unknown_name():
     for call in (data.load, data.options):
-        with pytest.raises(ValueError, match="name: expected one of digits, synthetic, avmnist, mfeat, got 'mnist'"):
+        with pytest.raises(ValueError, match="expected one of digits, synthetic, avmnist, mfeat, iemocap, got 'mnist'"):
             call("mnist")
 
 
@@ -29,7 +29,9 @@ def test_unknown_option():
         data.load("digits", size=3, colour="red")
 
 
-@pytest.mark.parametrize(("name", "layout"), [("avmnist", "fsdd/recordings/"), ("mfeat", "mfeat-{fou,fac")])
+@pytest.mark.parametrize(
+    ("name", "layout"), [("avmnist", "fsdd/recordings/"), ("mfeat", "mfeat-{fou,fac"), ("iemocap", "V/denseface.h5")]
+)
 @pytest.mark.parametrize("root", [None, "", "/does/not/exist"])
 def test_no_root(name, layout, root, monkeypatch):
     monkeypatch.delenv("MMLIB_DATA", raising=False)
@@ -85,6 +87,8 @@ def test_fingerprint_sees_everything():
         MultimodalDataset(d.data.replace(target=d.target.roll(1)), d.info),
         MultimodalDataset(d.data.replace(ids=d.ids + 1), d.info),
         MultimodalDataset(d.data.replace(extras={"x": d.ids}), d.info),
+        d.drop(torch.tensor([True, True, True]), keep_complete=True),
+        d.subset(range(len(d) - 1)),
     ]
     prints = {data.fingerprint(c) for c in changed} | {base}
     assert len(prints) == len(changed) + 1

@@ -1,0 +1,142 @@
+"""Transcribe the tables of a paper from its text: ``python -m book.paper_tables.transcribe mce PAPER.txt [FOLDER]``.
+
+The text is the paper as a text file whose tables are lines with tabs, each below its caption "Table n: ...". It is not
+in this repository; the CSVs that this script makes of it are. Every cell becomes one line, exactly as printed (no
+digit is dropped, ``**bold**`` and reference numbers are), and the number of cells of every table is asserted.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from book.paper_tables import COLUMNS, FOLDER
+
+Cell = dict[str, str]
+
+
+def cell(row: str, column: str, text: str, group: str = "") -> Cell:
+    """One cell: a number, "mean±spread", "[low, high]", or words."""
+    found: Cell = {"group": _name(group), "row": _name(row), "column": _name(column)}
+    text = re.sub(r"\s*\\pm\s*", "±", text.replace("**", "").replace("$", "")).strip()
+    if interval := re.fullmatch(r"\[(-?[\d.]+), (-?[\d.]+)\]", text):
+        found["low"], found["high"] = interval.groups()
+    elif spread := re.fullmatch(r"(-?[\d.]+)±([\d.]+)", text):
+        found["value"], found["plus_minus"] = spread.groups()
+    else:
+        found["value"] = _name(text)
+    return found
+
+
+def _name(text: str) -> str:
+    """A label without markup: numbers as 3e-4, no bold, no dollars, no reference numbers, no trailing full stop."""
+    text = re.sub(r"\*\*|\$|\s*\\?\[[\d–, ]+\]", "", text)
+    text = re.sub(r"\s*\(\\(down|up)arrow\)", "", text)
+    text = re.sub(r"\\mathcal\{(\w+)\}", r"\1", text)
+    text = re.sub(r"\s*×\s*10\^\{(-\d+)\}", r"e\1", text)
+    return text.strip().rstrip(".")
+
+
+def lines_of(text: str, table: int) -> list[list[str]]:
+    """The lines below the caption of a table, split at their tabs."""
+    lines = text.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith(f"Table {table}:"))
+    found: list[list[str]] = []
+    for line in lines[start + 1 :]:
+        if "\t" in line:
+            found.append(line.split("\t"))
+        elif found:
+            break
+    return found
+
+
+def grid(lines: list[list[str]], group: str = "") -> Iterator[Cell]:
+    """A plain table: the first line names the columns, the first cell of each other line its row."""
+    head, *body = lines
+    for line in body:
+        assert len(line) == len(head), line
+        for column, value in zip(head[1:], line[1:], strict=True):
+            yield cell(line[0], column, value, group)
+
+
+# MCE
+
+
+def ablation(lines: list[list[str]]) -> Iterator[Cell]:
+    """Table 2: ticks become 1 and 0; mean, spread and interval on IEMOCAP are one cell."""
+    head, *body = lines
+    terms = [_name(h).removeprefix("L_").strip("{}") for h in head[1:6]]
+    for line in body:
+        row = line[0]
+        for term, tick in zip(terms, line[1:6], strict=True):
+            yield cell(row, term, "1" if tick == "✓" else "0")
+        yield cell(row, head[6], line[6])
+        assert head[7:9] == ["IEMOCAP (Accuracy)", "IEMOCAP (95% CI)"], head
+        yield cell(row, head[7], line[7]) | {k: v for k, v in cell(row, "", line[8]).items() if k in ("low", "high")}
+
+
+def regions(lines: list[list[str]]) -> Iterator[Cell]:
+    """Table 4: three tables below each other, each named by the first cell of its head."""
+    starts = [i for i, line in enumerate(lines) if line[1:] == list("abcdef")]
+    for start, stop in zip(starts, [*starts[1:], len(lines)], strict=True):
+        yield from grid(lines[start:stop], lines[start][0])
+
+
+def batches(lines: list[list[str]]) -> Iterator[Cell]:
+    """Table 6: two stages of four modalities of BraTS2020 and three of IEMOCAP; the group is "stage, data set"."""
+    stage = ""
+    for line in lines[2:]:
+        stage = line[0] or stage
+        if line[1] == "Modality":
+            names = line[2:]
+            continue
+        what = {"\\mathcal{U}_m": "U", "ϕ_m": "phi", "\\mathcal{B}_m": "B", "Number": "number"}[
+            line[1].replace("φ", "ϕ")
+        ]
+        for i, (name, value) in enumerate(zip(names, line[2:], strict=True)):
+            yield cell(what, name, value, f"{stage.split()[0].lower()}, {'BraTS2020' if i < 4 else 'IEMOCAP'}")
+
+
+Reader = Callable[[list[list[str]]], Iterator[Cell]]
+TABLES: dict[str, dict[int, tuple[Reader, int]]] = {  # per paper and table: how it is read, how many cells it has
+    "mce": {
+        1: (grid, 7 * 4),
+        2: (ablation, 13 * (5 + 2)),
+        3: (grid, 5 * 6),
+        4: (regions, 3 * 5 * 6),
+        5: (grid, 5 * 6),
+        6: (batches, 2 * 4 * 7),
+        7: (grid, 2 * 4),
+        8: (grid, 3 * 4),
+    }
+}
+
+
+def transcribe(paper: str, text: str) -> dict[str, str]:
+    """The CSV text of every table of a paper by its name, such as ``mce-table2``."""
+    made = {}
+    for table, (read, count) in TABLES[paper].items():
+        cells = list(read(lines_of(text, table)))
+        assert len(cells) == count, f"Table {table}: expected {count} cells, got {len(cells)}"
+        places = {(c["group"], c["row"], c["column"]) for c in cells}
+        assert len(places) == count, f"Table {table}: a cell occurs twice"
+        out = io.StringIO()
+        writer = csv.DictWriter(out, COLUMNS, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(cells)
+        made[f"{paper}-table{table}"] = out.getvalue()
+    return made
+
+
+def main(paper: str, source: str, folder: str = str(FOLDER)) -> None:
+    for name, text in transcribe(paper, Path(source).read_text(encoding="utf-8")).items():
+        (Path(folder) / f"{name}.csv").write_text(text, encoding="utf-8")
+        print(f"{name}.csv: {text.count(chr(10)) - 1} cells")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

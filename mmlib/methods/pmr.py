@@ -1,0 +1,202 @@
+"""PMR: prototypes of the classes tell which modality lags behind, and pull its encodings towards them.
+
+Fan et al., "PMR: Prototypical Modal Rebalance for Multimodal Learning" (CVPR 2023), a baseline of MCE's tables, for any
+number of modalities of which any may be missing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..backbones.base import Backbone
+from ..batch import MultimodalBatch, MultimodalDataset, Output
+from ..layers import scoring
+from ..losses import task_loss
+
+if TYPE_CHECKING:
+    from ..training import State
+
+__all__ = ["PMR", "prototype_log_probabilities"]
+
+
+def prototype_log_probabilities(h: Tensor, prototypes: Tensor, seen: Tensor) -> Tensor:
+    """Log-softmax over classes of the negative Euclidean distance to their prototypes, in float32 at least.
+
+    h [..., n, d], prototypes [..., K, d], seen bool [..., K] -> [..., n, K]. A class without a prototype takes no part:
+    its entry is about -3e38, its probability 0. Where no class has one, all are alike.
+    """
+    h, prototypes = (x.float() if x.dtype in (torch.float16, torch.bfloat16) else x for x in (h, prototypes))
+    # cdist's gradient at distance 0 is 0, where that of a square root is infinite.
+    logits = -torch.cdist(h, prototypes, compute_mode="donot_use_mm_for_euclid_dist")
+    return logits.masked_fill(~seen[..., None, :], torch.finfo(logits.dtype).min).log_softmax(-1)
+
+
+class PMR(nn.Module):
+    """A backbone with the task loss and a prototype loss of the modalities that lag behind.
+
+    At the start of each epoch the class means of every modality's encodings, over the samples that have it, in eval
+    mode, move the prototypes: new = momentum * old + (1 - momentum) * mean. A class without a sample keeps its
+    prototype; one that never had any has none, and its samples do not count in that modality's terms.
+
+    In each mini-batch, s_m is the sum over the present samples of the probability that the prototypes of m give to
+    their class. The modality with the largest s_m is the dominant one. Every weaker one with a sample in the batch adds
+    alpha * c_m * CE_m, the mean cross-entropy of its prototype probabilities over its present samples. With two
+    modalities this is the paper's pair; for more, that all weaker ones are helped, each compared with the dominant one,
+    is our reading (the release has two). Each process judges its own part of the mini-batch.
+
+    classes : K
+    momentum : weight of the old prototypes, in [0, 1). The release discards those of the untrained net, we blend them
+    share : of the training split that the means are taken over, a new random part every epoch (released: a tenth)
+    coefficient : c_m is 1 ("one", as released) or min(s_dominant / s_m - 1, 1) ("ratio", the paper's)
+    score : s_m as a "sum", in which a modality that is often missing is weak, or the "mean" over its present samples
+    regulariser : mu > 0 adds - mu * c * H in the first ``regulariser_epochs`` epochs: H is the mean entropy of the
+        dominant modality's prototype probabilities, c the weakest one's c_m (the paper's early regulariser in our
+        reading; the release lacks it)
+    rows : samples that are encoded at once for the means
+
+    Losses are "task", "prototype" and, where mu > 0, "entropy". ``last`` holds ``score`` [M] and ``coefficient`` [M] of
+    the last training step. The prototypes are buffers: ``prototypes`` [M, K, d] and ``seen`` bool [M, K].
+
+    Raises ValueError for options out of range, a backbone whose encodings have no common ``width``, and targets that
+    are no classes.
+    """
+
+    prototypes: Tensor
+    seen: Tensor
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        classes: int,
+        *,
+        alpha: float = 1.0,
+        momentum: float = 0.2,
+        share: float = 1.0,
+        coefficient: str = "one",
+        score: str = "sum",
+        regulariser: float = 0.0,
+        regulariser_epochs: int = 5,
+        rows: int = 1024,
+    ):
+        super().__init__()
+
+        def need(condition: bool, name: str, expected: str, got: object) -> None:
+            if not condition:
+                raise ValueError(f"{name}: expected {expected}, got {got!r}")
+
+        need(isinstance(classes, int) and classes >= 2, "classes", "an integer of at least 2 (no scores)", classes)
+        need(alpha >= 0, "alpha", "a number of at least 0", alpha)
+        need(0 <= momentum < 1, "momentum", "a weight in [0, 1)", momentum)
+        need(0 < share <= 1, "share", "a share in (0, 1]", share)
+        need(coefficient in ("one", "ratio"), "coefficient", "'one' or 'ratio'", coefficient)
+        need(score in ("sum", "mean"), "score", "'sum' or 'mean'", score)
+        need(regulariser >= 0, "regulariser", "a number of at least 0", regulariser)
+        need(
+            isinstance(regulariser_epochs, int) and regulariser_epochs >= 0,
+            "regulariser_epochs",
+            "an integer of at least 0",
+            regulariser_epochs,
+        )
+        need(isinstance(rows, int) and rows >= 1, "rows", "an integer of at least 1", rows)
+        width = getattr(backbone, "width", None)
+        need(isinstance(width, int), "backbone", "one whose encodings have a common width", type(backbone).__name__)
+        self.backbone, self.classes = backbone, classes
+        self.alpha, self.momentum, self.share = alpha, momentum, share
+        self.coefficient, self.score = coefficient, score
+        self.regulariser, self.regulariser_epochs, self.rows = regulariser, regulariser_epochs, rows
+        self.early = True
+        self.last: dict[str, Tensor] = {}
+        modalities = len(backbone.modalities)
+        self.register_buffer("prototypes", torch.zeros(modalities, classes, int(width or 0)))
+        self.register_buffer("seen", torch.zeros(modalities, classes, dtype=torch.bool))
+
+    def forward(self, batch: MultimodalBatch) -> Output:
+        h = self.backbone.encode(batch)
+        logits = self.backbone.decode(self.backbone.fuse(h, batch.present, batch))
+        if not self.training or batch.target is None:
+            return Output(logits, {})
+        self._check_classes(batch)
+        return Output(logits, {"task": task_loss(logits, batch.target), **self._prototype_losses(h, batch)})
+
+    def _prototype_losses(self, h: dict[str, Tensor], batch: MultimodalBatch) -> dict[str, Tensor]:
+        assert batch.target is not None
+        target = batch.target.flatten()
+        there = batch.present.flatten(0, -2).T  # [M, n]
+        log_p = prototype_log_probabilities(self._stack(h, batch), self.prototypes, self.seen)
+        of_class = log_p[:, torch.arange(len(target), device=target.device), target]  # [M, n]
+        counted = there & self.seen[:, target]
+        count = counted.sum(-1).clamp_min(1)
+        mean = lambda x: torch.where(counted, x, 0).sum(-1) / count
+
+        with torch.no_grad():
+            p = torch.where(counted, of_class.exp(), 0).sum(-1)
+            score = p / count if self.score == "mean" else p
+            judged = counted.any(-1)
+            dominant = torch.where(judged, score, 0).amax()
+            weaker = judged & (score < dominant)
+            if self.coefficient == "one":
+                coefficient = weaker.to(score.dtype)
+            else:
+                tiny = torch.finfo(score.dtype).tiny
+                coefficient = torch.where(weaker, dominant / score.clamp_min(tiny) - 1, 0).clamp(max=1)
+        self.last = {"score": score, "coefficient": coefficient}
+        losses = {"prototype": self.alpha * (coefficient * mean(-of_class)).sum()}
+        if self.regulariser:
+            entropy = mean(-(log_p.exp() * log_p).sum(-1))
+            restrained = (judged & (score == dominant)) * coefficient.amax()  # 0 where no modality is weaker
+            early = self.regulariser if self.early else 0.0
+            losses["entropy"] = -early * (restrained * entropy).sum()
+        return losses
+
+    def _stack(self, h: dict[str, Tensor], batch: MultimodalBatch) -> Tensor:
+        """The encodings as one tensor [M, n, d]."""
+        lead, width = len(batch.shape), self.prototypes.shape[-1]
+        for name, x in h.items():
+            if x.shape[lead:] != (width,):
+                raise ValueError(f"h[{name!r}]: expected encodings {(*batch.shape, width)}, got {tuple(x.shape)}")
+        return torch.stack([x.flatten(0, lead - 1) for x in h.values()])
+
+    @torch.no_grad()
+    def update_prototypes(self, data: MultimodalDataset | MultimodalBatch, rows: Tensor | None = None) -> None:
+        """Move the prototypes towards the class means of ``data``, or of its samples at ``rows`` int64 [r]."""
+        rows = torch.arange(len(data)) if rows is None else rows
+        sums = torch.zeros_like(self.prototypes)
+        counts = sums.new_zeros(self.seen.shape)
+        with scoring(self.backbone):
+            for part in rows.to(data.device).split(self.rows):
+                batch = data[part].replace(complete=None).to(self.prototypes.device)
+                self._check_classes(batch)
+                assert batch.target is not None
+                h = self._stack(self.backbone.encode(batch), batch).to(sums)
+                there = batch.present.flatten(0, -2).T
+                member = F.one_hot(batch.target.flatten(), self.classes).T * there[:, None]  # [M, K, n]
+                sums += member.to(sums) @ torch.where(there[..., None], h, 0)
+                counts += member.sum(-1)
+        mean = sums / counts.clamp_min(1)[..., None]
+        blended = torch.where(self.seen[..., None], self.momentum * self.prototypes + (1 - self.momentum) * mean, mean)
+        fresh = counts > 0
+        self.prototypes.copy_(torch.where(fresh[..., None], blended, self.prototypes))
+        self.seen.logical_or_(fresh)
+
+    def _check_classes(self, batch: MultimodalBatch) -> None:
+        target = batch.target
+        if target is None or target.is_floating_point() or target.ndim != len(batch.shape):
+            found = "none" if target is None else f"{target.dtype} {tuple(target.shape)}"
+            raise ValueError(f"target: PMR expects integer classes {batch.shape}, one a sample, got {found}")
+
+    def on_start(self, state: State) -> None:
+        self._check_classes(state.train.data)
+        if state.train.info["outputs"] != self.classes:
+            raise ValueError(f"classes: expected {state.train.info['outputs']} as in the data, got {self.classes}")
+
+    def on_epoch_start(self, state: State) -> None:
+        self.early = state.epoch <= self.regulariser_epochs
+        n, rows = len(state.train), None
+        if self.share < 1:  # of its own generator: the same in every process and in a resumed run
+            generator = torch.Generator().manual_seed((state.config.seed * 1_000_003 + state.epoch) % 2**63)
+            rows = torch.randperm(n, generator=generator)[: max(round(self.share * n), 1)]
+        self.update_prototypes(state.train, rows)

@@ -1,0 +1,102 @@
+"""The transcribed tables of the papers: complete, faithful where the text is at hand, read with their digits."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from book import build
+from book.paper_tables import COLUMNS, FOLDER, read
+from book.paper_tables.transcribe import TABLES, cell, transcribe
+
+COUNTS = {1: 28, 2: 91, 3: 30, 4: 90, 5: 30, 6: 56, 7: 8, 8: 12}
+
+
+def value(frame: pd.DataFrame, row: str, column: str, group: str = "") -> pd.Series:
+    found = frame[(frame["group"] == group) & (frame["row"] == row) & (frame["column"] == column)]
+    assert len(found) == 1
+    return found.iloc[0]
+
+
+@pytest.mark.parametrize("table", COUNTS)
+def test_a_table_of_mce_has_all_its_cells_once(table: int) -> None:
+    frame = read(f"mce-table{table}")
+    assert len(frame) == COUNTS[table] == TABLES["mce"][table][1]
+    assert not frame.duplicated(["group", "row", "column"]).any()
+    assert tuple(frame.columns) == (*COLUMNS, "digits")
+    assert frame["value"].notna().all()
+
+
+def test_cells_are_those_of_the_paper() -> None:
+    assert value(read("mce-table1"), "Learning rate", "AudiovisionMNIST")["value"] == "1e-3"
+    ablation = read("mce-table2")
+    cells = value(ablation, "a", "IEMOCAP (Accuracy)")
+    assert (cells["value"], cells["plus_minus"], cells["low"], cells["high"]) == (53.90, 0.86, 53.24, 54.55)
+    assert value(ablation, "m", "nuScenes (IoU)")["value"] == 39.80
+    terms = ["A", "B", "single", "sub", "aux"]
+    ticks = {row: [int(value(ablation, row, term)["value"]) for term in terms] for row in "abcdefghijklm"}
+    assert ticks["a"] == [0, 0, 0, 0, 0]
+    assert ticks["h"] == [0, 0, 1, 1, 1]
+    assert ticks["i"] == [1, 0, 1, 1, 1]
+    assert ticks["k"] == [1, 1, 1, 0, 0]
+    assert ticks["j"] == ticks["m"] == [1, 1, 1, 1, 1], "as printed; the text says that j is B alone"
+    assert value(read("mce-table3"), "RedCore", "d")["value"] == 31.04
+    tumour = value(read("mce-table4"), "MBT-Sample", "f", "TC")
+    assert (tumour["value"], tumour["plus_minus"]) == (68.80, 0.68)
+    assert value(read("mce-table5"), "baseline", "b")["plus_minus"] == 9.46
+    batch = read("mce-table6")
+    assert value(batch, "phi", "A", "early, IEMOCAP")["value"] == 23.6667
+    assert value(batch, "B", "V", "late, IEMOCAP")["value"] == -0.1067
+    assert value(batch, "number", "T1", "early, BraTS2020")["value"] == 0
+    assert value(read("mce-table7"), "MCE", "Intra-class Distance")["value"] == 11.96
+    assert value(read("mce-table8"), "MCE (Exact SV)", "Time (ms)")["value"] == 1046.9
+
+
+def test_the_digits_of_a_value_are_those_printed() -> None:
+    assert value(read("mce-table6"), "phi", "T1", "early, BraTS2020")["digits"] == 4
+    assert value(read("mce-table5"), "MCE", "a")["digits"] == 2
+    assert value(read("mce-table8"), "Baseline", "GPU Memory (MB)")["digits"] == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("**60.93±1.39**", {"value": "60.93", "plus_minus": "1.39"}),
+        ("49.72 \\pm 4.52", {"value": "49.72", "plus_minus": "4.52"}),
+        ("[53.24, 54.55]", {"low": "53.24", "high": "54.55"}),
+        ("-0.0717", {"value": "-0.0717"}),
+        ("0.5000", {"value": "0.5000"}),
+        ("3×10^{-4}", {"value": "3e-4"}),
+        ("OneCycle [43]", {"value": "OneCycle"}),
+    ],
+)
+def test_a_cell_is_split_into_its_numbers(text: str, expected: dict[str, str]) -> None:
+    assert cell("RedCore [14]", "a", text) == {"group": "", "row": "RedCore", "column": "a", **expected}
+
+
+def papers() -> Path | None:
+    given = os.environ.get("MMLIB_PAPERS")
+    folder = Path(given) if given else build.ROOT.parent / "shared" / "papers"
+    return folder if folder.is_dir() else None
+
+
+@pytest.mark.parametrize("paper", TABLES)
+def test_the_script_makes_the_stored_tables(paper: str) -> None:
+    folder = papers()
+    if folder is None or not (folder / f"{paper}.txt").exists():
+        pytest.skip("the paper's text is not at hand; name its folder in MMLIB_PAPERS")
+    made = transcribe(paper, (folder / f"{paper}.txt").read_text(encoding="utf-8"))
+    for name, text in made.items():
+        assert (FOLDER / f"{name}.csv").read_text(encoding="utf-8") == text, name
+
+
+def test_a_lost_cell_is_noticed() -> None:
+    folder = papers()
+    if folder is None:
+        pytest.skip("the paper's text is not at hand; name its folder in MMLIB_PAPERS")
+    text = (folder / "mce.txt").read_text(encoding="utf-8").replace("MBT-Sample [16]\t8.37", "MBT-Sample [16]")
+    with pytest.raises(AssertionError):
+        transcribe("mce", text)

@@ -199,9 +199,12 @@ def refresh(files: Sequence[Path]) -> None:
 
     for file in files:
         scratch = ROOT / "_build" / "refresh" / file.name
-        subprocess.run([sys.executable, "-m", "ruff", "format", "--quiet", str(file)], cwd=ROOT, check=True)
+        source = scratch.with_suffix(".source.ipynb")
         print(f"{_short(file)} ...", flush=True)
-        minutes = run(file, scratch, cwd=file.parent)
+        neat = [sys.executable, "-m", "ruff", "format", "--quiet", "--stdin-filename", str(file), "-"]
+        formatted = subprocess.run(neat, cwd=ROOT, check=True, input=file.read_bytes(), stdout=subprocess.PIPE).stdout
+        atomic_write(source, formatted)
+        minutes = run(source, scratch, cwd=file.parent)
         notebook = clean(nbformat.read(scratch, as_version=4))
         if wrong := problems(notebook):
             raise SystemExit(
@@ -210,6 +213,7 @@ def refresh(files: Sequence[Path]) -> None:
         nbformat.validate(notebook)
         atomic_write(file, (nbformat.writes(notebook) + "\n").encode())
         scratch.unlink()
+        source.unlink()
         if file.resolve().is_relative_to(ROOT / "book"):
             _note(file, minutes)
         print(f"{_short(file)}: {60 * minutes:.0f} s, {file.stat().st_size / 1024:.0f} KiB", flush=True)

@@ -1,7 +1,8 @@
 """mmlib: multimodal learning when modalities are missing and imbalanced."""
 
 from .batch import MultimodalBatch, MultimodalDataset, Output
+from .methods import MCE
 from .missing import MissingMask, MissingPlan
 
 __version__ = "0.1.0"
-__all__ = ["MissingMask", "MissingPlan", "MultimodalBatch", "MultimodalDataset", "Output", "__version__"]
+__all__ = ["MCE", "MissingMask", "MissingPlan", "MultimodalBatch", "MultimodalDataset", "Output", "__version__"]

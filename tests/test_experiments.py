@@ -400,7 +400,7 @@ def test_other_methods_join_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ({"modality": ["left"]}, r"config: unknown entries \['modality'\]; known are .*'modalities'"),
         ({"method": "mce2"}, r"method: expected one of .*'joint'.*got 'mce2'"),
-        ({"backbone": "vit"}, r"backbone: expected one of \['avmnist', 'generic'\], got 'vit'"),
+        ({"backbone": "vit"}, r"backbone: expected one of \['avmnist', 'generic', 'mmin'\], got 'vit'"),
         ({"train": {"epoch": 3}}, r"train: unknown settings \['epoch'\]"),
         ({"test": "all"}, "test: expected 'complete', 'subsets'"),
         ({"test": {"x": 3}}, r"test\['x'\]: expected a plan or a list of modalities"),

@@ -73,7 +73,7 @@ class MBTSample(JointTraining):
     """
 
     def __init__(
-        self, backbone: Backbone, *, warmup: int = 5, weak: str = "auto", tolerance: float = 0.5, rows: int = 1024
+        self, backbone: Backbone, *, warmup: int = 5, weak: str = "auto", tolerance: float = 0.5, rows: int = 512
     ):
         super().__init__(backbone)
         if not isinstance(warmup, int) or warmup < 0:

@@ -80,7 +80,7 @@ class PMR(nn.Module):
         score: str = "sum",
         regulariser: float = 0.0,
         regulariser_epochs: int = 5,
-        rows: int = 1024,
+        rows: int = 512,
     ):
         super().__init__()
 

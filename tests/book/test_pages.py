@@ -21,13 +21,17 @@ def blocks(page: Path, language: str = "python") -> str:
 
 
 @pytest.mark.parametrize("page", ["book/your-data.md", "README.md"])
-def test_the_code_on_the_page_runs(page: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_code_on_the_page_runs(
+    page: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where a page saves its model
     namespace: dict[str, object] = {}
     exec(compile(blocks(ROOT / page), page, "exec"), namespace)
     said = capsys.readouterr().out
     if page == "book/your-data.md":
         assert "sample 150 has NaN values" in said
         assert "face only" in said
+        assert said.endswith("{'classes': ['calm', 'cross', 'glad']}\n")
     else:
         assert tuple(namespace["logits"].shape) == (56, 5)  # type: ignore[attr-defined]
 

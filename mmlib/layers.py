@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["MLP", "masked_mean", "scoring"]
+from .batch import frame_axis
+
+__all__ = ["MLP", "as_frames", "frame_shapes", "masked_mean", "scoring"]
+
+
+def as_frames(x: Tensor) -> Tensor:
+    """Samples of sequences, images or volumes [n, ...] as sequences [n, T, D]: an image's rows are its frames."""
+    return x.movedim(frame_axis(x, 1), 1).flatten(2)
+
+
+def frame_shapes(feature_shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, int]]:
+    """The (T, D) of each modality as sequences, from one sample's shape; ValueError for token ids, which have no D."""
+    if tokens := [name for name, shape in feature_shapes.items() if len(shape) < 2]:
+        raise ValueError(f"feature_shapes: expected sequences, images or volumes, got token ids in {tokens}; embed them")
+    views = {m: as_frames(torch.empty(1, *shape, device="meta")) for m, shape in feature_shapes.items()}
+    return {m: (x.shape[1], x.shape[2]) for m, x in views.items()}
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:

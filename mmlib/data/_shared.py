@@ -14,7 +14,7 @@ from ..batch import MultimodalBatch, MultimodalDataset
 
 
 def fingerprint(dataset: MultimodalDataset | MultimodalBatch) -> str:
-    """16 hexadecimal digits that change with any value, mask, target, id or modality name of the data, or of its complete copy."""
+    """16 hexadecimal digits that change with any value, mask, target, id or modality name, also of ``complete``."""
     data = dataset.data if isinstance(dataset, MultimodalDataset) else dataset
     digest = hashlib.sha256()
 

@@ -1,7 +1,8 @@
 """Data sets behind one call: ``load(name, root)`` gives every source as the same three `MultimodalDataset` splits.
 
-``digits`` and ``synthetic`` are embedded and need no files. ``avmnist``, ``mfeat`` and ``iemocap`` are read from a
-folder: ``root``, or the environment variable ``MMLIB_DATA``. Nothing is ever downloaded.
+``digits`` and ``synthetic`` are embedded and need no files. ``avmnist``, ``mfeat``, ``iemocap``, ``mosi``, ``mosei``,
+``sims`` and ``simsv2`` are read from a folder: ``root``, or the environment variable ``MMLIB_DATA``. Nothing is ever
+downloaded.
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..batch import MultimodalDataset
-from . import avmnist, digits, iemocap, mfeat, synthetic
+from . import avmnist, digits, iemocap, mfeat, mmsa, synthetic
 from ._shared import fingerprint
 from .pickles import safe_pickle_load
 
@@ -24,6 +26,7 @@ __all__ = [
     "iemocap",
     "load",
     "mfeat",
+    "mmsa",
     "names",
     "options",
     "safe_pickle_load",
@@ -36,6 +39,7 @@ _SOURCES: dict[str, Callable[..., dict[str, MultimodalDataset]]] = {
     "avmnist": avmnist.load,
     "mfeat": mfeat.load,
     "iemocap": iemocap.load,
+    **{name: partial(mmsa.load, name) for name in ("mosi", "mosei", "sims", "simsv2")},
 }
 
 
@@ -60,8 +64,8 @@ def load(name: str, root: str | os.PathLike[str] | None = None, **options: Any) 
     """The splits ``{"train", "valid", "test"}`` of one source.
 
     name : one of `names`
-    root : the folder of the files, as the source's module describes it; without it, the environment variable
-        ``MMLIB_DATA``. Embedded sources ignore it
+    root : the folder of the files, or the one file, as the source's module describes it; without it, the environment
+        variable ``MMLIB_DATA``. Embedded sources ignore it
     options : those of the source, see `options`
 
     Every split's ``info`` holds name, task, outputs, classes (list of str or None), source, licence, fingerprint (of

@@ -13,14 +13,16 @@ INFO = {"name", "task", "outputs", "classes", "source", "licence", "fingerprint"
 
 
 def test_names_and_options():
-    assert data.names() == ("digits", "synthetic", "avmnist", "mfeat", "iemocap")
+    assert data.names() == ("digits", "synthetic", "avmnist", "mfeat", "iemocap", "mosi", "mosei", "sims", "simsv2")
     assert data.options("digits") == {"split_seed": 0, "valid": 0.15, "test": 0.25, "standardised": True}
     assert "root" not in data.options("avmnist")
 
 
 def test_unknown_name():
     for call in (data.load, data.options):
-        with pytest.raises(ValueError, match="expected one of digits, synthetic, avmnist, mfeat, iemocap, got 'mnist'"):
+        with pytest.raises(
+            ValueError, match="expected one of digits, .*, mfeat, iemocap, mosi, .*, simsv2, got 'mnist'"
+        ):
             call("mnist")
 
 
@@ -30,7 +32,14 @@ def test_unknown_option():
 
 
 @pytest.mark.parametrize(
-    ("name", "layout"), [("avmnist", "fsdd/recordings/"), ("mfeat", "mfeat-{fou,fac"), ("iemocap", "V/denseface.h5")]
+    ("name", "layout"),
+    [
+        ("avmnist", "fsdd/recordings/"),
+        ("mfeat", "mfeat-{fou,fac"),
+        ("iemocap", "V/denseface.h5"),
+        ("mosi", "MOSI/Processed/unaligned_50.pkl"),
+        ("simsv2", "SIMSv2/Processed/sims_unaligned.pkl"),
+    ],
 )
 @pytest.mark.parametrize("root", [None, "", "/does/not/exist"])
 def test_no_root(name, layout, root, monkeypatch):

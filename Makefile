@@ -42,7 +42,7 @@ lint: setup ## ruff and mypy
 test: lint ## style, types, every test, every chapter cell by cell, and the built book in a browser
 	@$(PYTHON) -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder --durations=15 -rs \
 		--nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg \
-		tests/book book/foundations tests
+		tests/book book/foundations book/methods tests
 
 bench: setup ## speed against naive versions; BENCH_SAVE=1 BENCH_DEVICE="name" stores the ratios
 	@mkdir -p _build

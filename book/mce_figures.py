@@ -154,9 +154,10 @@ def one_sample(shapley: torch.Tensor, factor: torch.Tensor) -> Figure:
     ax = axes[1]
     at = np.arange(4)
     here = present.numpy()
-    ax.bar(at[here] - 0.2, upper[present], 0.36, color="white", edgecolor=[shades[m] for m in at[here]], hatch="///",
-           label="upper bound $U_m$")  # fmt: skip
-    ax.bar(at[here] + 0.2, shapley[present], 0.36, color=[shades[m] for m in at[here]], label="Shapley value $\\phi_m$")
+    tints = [shades[m] for m in at[here]]
+    bounds, values = upper[present].numpy(), shapley[present].numpy()
+    ax.bar(at[here] - 0.2, bounds, 0.36, color="white", edgecolor=tints, hatch="///", label="upper bound $U_m$")
+    ax.bar(at[here] + 0.2, values, 0.36, color=tints, label="Shapley value $\\phi_m$")
     for m in range(4):
         text = f"$B_{m + 1}$ = {float(factor[m]):.3f}" if present[m] else "missing\n$B_2$ = 0"
         ax.text(m, 1.06 if present[m] else 0.06, text, ha="center", va="bottom", fontsize=9.5)

@@ -200,6 +200,7 @@ def readings() -> Cells:
         "negative B kept": {"mask_negative": False},
         "U from the heads": {"upper_source": "current"},
         "U from complete data": {"upper_bounds": "complete"},
+        "U trained for as many steps": {"upper_bounds": "steps"},
         "MC values, K = 100": {"permutations": 100},
         "3 coalitions a step": {"subsets": 3},
     }

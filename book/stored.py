@@ -19,6 +19,7 @@ from mmlib.metrics import Interval
 __all__ = ["Stored"]
 
 Label = tuple[str, ...]
+RESAMPLES = 2000  # of a bootstrap; a verdict is the same in every profile
 NOT_RUN = Interval(math.nan, math.nan, math.nan, 0)
 
 
@@ -38,6 +39,7 @@ class Stored:
         for key, test, value in zip(rows["config_hash"], rows["test"], rows["value"], strict=True):
             self._scores.setdefault(key, {})[test] = value
         self._shares: dict[tuple[str, tuple[str, ...]], np.ndarray | None] = {}
+        self._compared: dict[Any, Interval] = {}
 
     def note(self) -> str:
         """How many runs are not there, and the command that fills them in; how many there are if all are."""
@@ -91,24 +93,28 @@ class Stored:
                 self._shares[key, asked] = np.mean(hits, axis=0) if all((kept[t] >= 0).all() for t in asked) else None
         return self._shares[key, asked]
 
-    def compare(
-        self, ours: Label, theirs: Label, tests: str | Sequence[str] | None = None, resamples: int = 2000
-    ) -> Interval:
+    def compare(self, ours: Label, theirs: Label, tests: str | Sequence[str] | None = None) -> Interval:
         """The difference of two cells, paired by seed and test sample: its mean and 95 % bootstrap interval.
 
         Without stored predictions the seeds alone are resampled. n = 0 where no seed has both.
         """
+        key = (ours, theirs, tests if tests is None or isinstance(tests, str) else tuple(tests))
+        if key not in self._compared:
+            self._compared[key] = self._compare(*key)
+        return self._compared[key]
+
+    def _compare(self, ours: Label, theirs: Label, tests: str | tuple[str, ...] | None) -> Interval:
         one = dict(zip(self.seeds[ours], self.keys[ours], strict=True))
         two = dict(zip(self.seeds[theirs], self.keys[theirs], strict=True))
         both = [s for s in one if s in two and self._of(one[s], tests) and self._of(two[s], tests)]
         if not both:
             return NOT_RUN
-        a, b = [self.right(one[s], tests) for s in both], [self.right(two[s], tests) for s in both]
-        if any(x is None or y is None or x.shape != y.shape for x, y in zip(a, b, strict=True)):
+        pairs = [(self.right(one[s], tests), self.right(two[s], tests)) for s in both]
+        a, b = [x for x, _ in pairs if x is not None], [y for _, y in pairs if y is not None]
+        if len({x.shape for x in (*a, *b)}) != 1 or not len(a) == len(b) == len(both):
             mine, other = self.scores(ours, tests), self.scores(theirs, tests)
-            a = [np.array([mine[s]]) for s in both]
-            b = [np.array([other[s]]) for s in both]
-        return metrics.paired_bootstrap(np.stack(a), np.stack(b), resamples=resamples)  # type: ignore[arg-type]
+            a, b = [np.array([mine[s]]) for s in both], [np.array([other[s]]) for s in both]
+        return metrics.paired_bootstrap(np.stack(a), np.stack(b), resamples=RESAMPLES)
 
     def verdict(self, ours: Label, theirs: Label, tests: str | Sequence[str] | None = None) -> str:
         """What the interval of `compare` says of "ours is better": holds, contradicted, inconclusive or not run."""

@@ -1,8 +1,17 @@
 """mmlib: multimodal learning when modalities are missing and imbalanced."""
 
 from .batch import MultimodalBatch, MultimodalDataset, Output
-from .methods import MCE
+from .methods import DREAM, MCE
 from .missing import MissingMask, MissingPlan
 
 __version__ = "0.1.0"
-__all__ = ["MCE", "MissingMask", "MissingPlan", "MultimodalBatch", "MultimodalDataset", "Output", "__version__"]
+__all__ = [
+    "DREAM",
+    "MCE",
+    "MissingMask",
+    "MissingPlan",
+    "MultimodalBatch",
+    "MultimodalDataset",
+    "Output",
+    "__version__",
+]

@@ -23,7 +23,7 @@ import subprocess
 import traceback
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
@@ -434,6 +434,17 @@ def _avmnist(data: MultimodalDataset, options: Mapping[str, Any]) -> Any:
     return AVMNISTBackbone(AVMNISTConfig(modalities=data.modalities, outputs=data.info["outputs"], **options))
 
 
+def _sequences(name: str) -> Callable[[MultimodalDataset, Mapping[str, Any]], Any]:
+    """The builder of a net that reads everything as sequences."""
+
+    def build(data: MultimodalDataset, options: Mapping[str, Any]) -> Any:
+        from . import backbones
+
+        return getattr(backbones, name).for_data(data, **options)
+
+    return build
+
+
 @dataclass(frozen=True)
 class Setting:
     """What a method may need besides its backbone: the splits as they are trained and selected on, and the budget."""
@@ -467,19 +478,51 @@ def _pmr(backbone: Any, setting: Setting, options: Mapping[str, Any]) -> Any:
 def _mce(backbone: Any, setting: Setting, options: Mapping[str, Any]) -> Any:
     """MCE; the frozen models of its upper bounds get the run's own backbone, split, settings and seed.
 
-    ``upper_bounds`` among the options: "masked", what the training split has of each modality, or "complete".
+    ``upper_bounds`` among the options: the frozen models learn from what the training split has of each modality, for
+    as many epochs as the run ("epochs", default) or as many optimizer steps ("steps"), or from the complete split
+    ("complete"). With "epochs", a rare modality's model takes few steps and its bound is low.
     """
     from .methods import MCE
 
     options = dict(options)
-    what = options.pop("upper_bounds", "masked")
-    if what not in ("masked", "complete"):
-        raise ValueError(f"upper_bounds: expected 'masked' or 'complete', got {what!r}")
+    what = options.pop("upper_bounds", "epochs")
+    if what not in ("epochs", "steps", "complete"):
+        raise ValueError(f"upper_bounds: expected 'epochs', 'steps' or 'complete', got {what!r}")
     upper = None
     if options.get("state_factor", True) and options.get("upper_source", "frozen") == "frozen":
         config = {k: v for k, v in setting.config.items() if k not in ("method", "method_options", "test", "progress")}
         upper = copy.deepcopy(_upper_bounds(json.dumps(config, sort_keys=True), what, _Hidden(setting)))
     return MCE(backbone, upper, **options)
+
+
+def _dream(backbone: Any, setting: Setting, options: Mapping[str, Any]) -> Any:
+    """DREAM; its evaluator is a backbone that is trained first, on the run's own split, with its settings and seed.
+
+    Among the options: ``evaluator``, a name of `BACKBONES` (default the run's backbone), ``evaluator_options``,
+    ``evaluator_epochs`` (default the run's) and ``evaluator_dropout``, the modality dropout of its training. Self-MM on
+    scores follows its own rule for pseudo-labels where that is 0. Contributions to a training split that is masked once
+    are computed once.
+    """
+    from .methods import DREAM
+
+    options, given = dict(options), setting.config
+    name = options.pop("evaluator", None)
+    asked = {
+        "evaluator": name or given["backbone"],
+        "evaluator_options": options.pop("evaluator_options", {} if name else given["backbone_options"]),
+        "evaluator_epochs": options.pop("evaluator_epochs", None),
+        "evaluator_dropout": options.pop("evaluator_dropout", 0.0),
+    }
+    if asked["evaluator"] not in BACKBONES:
+        raise ValueError(f"evaluator: expected one of {sorted(BACKBONES)}, got {asked['evaluator']!r}")
+    left_out = ("method", "method_options", "test", "progress", "backbone", "backbone_options")
+    config = {**{k: v for k, v in given.items() if k not in left_out}, **asked}
+    evaluator = copy.deepcopy(_evaluator(json.dumps(config, sort_keys=True), _Hidden(setting)))
+    model = DREAM.for_data(evaluator, setting.train, **options).to(next(evaluator.parameters()).device)
+    plan = _plan(given["train_plan"], given["seed"])
+    if plan is None or not plan.resample:
+        model.precompute(setting.train)
+    return model
 
 
 class _Hidden:
@@ -503,7 +546,10 @@ def _upper_bounds(config: str, what: str, hidden: _Hidden) -> Any:
 
     setting: Setting = hidden.value
     given = setting.config
-    train, valid = setting.train, setting.valid
+    train, valid, training = setting.train, setting.valid, setting.training
+    if what == "steps" and training.steps is None:
+        each = math.ceil(len(train) / (training.batch_size * training.accumulation))
+        training = replace(training, steps=training.epochs * each)
     splits = _splits(given["data"], given["data_root"], json.dumps(given["data_options"], sort_keys=True))
     whole = splits["train"].select(train.modalities)
     if what == "complete":
@@ -512,19 +558,50 @@ def _upper_bounds(config: str, what: str, hidden: _Hidden) -> Any:
     for name in train.modalities:
         own = _with_any(train.select([name]))[0]
         own_valid = None if valid is None else _with_any(valid.select([name]))[0]
-        with random_state(setting.training.seed):
+        with random_state(training.seed):
             model = JointTraining(BACKBONES[given["backbone"]](own, given["backbone_options"]))
-        fit(model, own, own_valid, setting.training)
+        fit(model, own, own_valid, training)
         models[name] = model
     return UpperBounds.from_models(models, whole)  # a plan that resamples may show any of it; `present` cuts the rest
+
+
+@functools.lru_cache(maxsize=4)
+def _evaluator(config: str, hidden: _Hidden) -> Any:
+    """A worker's last evaluators, since the variants of DREAM share them."""
+    from .backbones import SelfMMEvaluator, SelfMMTraining
+    from .methods import JointTraining
+
+    setting: Setting = hidden.value
+    asked = json.loads(config)
+    splits = _splits(asked["data"], asked["data_root"], json.dumps(asked["data_options"], sort_keys=True))
+    train = _with_any(splits["train"].select(setting.train.modalities))[0]  # the plan masks it, as it does for DREAM
+    plan = _plan(asked["train_plan"], asked["seed"])
+    training, epochs = setting.training, asked["evaluator_epochs"]
+    training = training if epochs is None else replace(training, epochs=epochs, steps=None)
+    with random_state(training.seed):
+        net = BACKBONES[asked["evaluator"]](train, asked["evaluator_options"])
+        scores = train.target is not None and train.target.is_floating_point()
+        method = (
+            SelfMMTraining(net, train)
+            if isinstance(net, SelfMMEvaluator) and scores and not asked["evaluator_dropout"]
+            else JointTraining(net, asked["evaluator_dropout"])
+        )
+    fit(method, train, setting.valid, training, train_plan=plan)
+    return net.eval()
 
 
 BACKBONES: dict[str, Callable[[MultimodalDataset, Mapping[str, Any]], Any]] = {
     "generic": _generic,
     "avmnist": _avmnist,
     "mmin": _mmin,
+    "table3": _sequences("Table3Evaluator"),
+    "corrkd": _sequences("CorrKDEvaluator"),
+    "selfmm": _sequences("SelfMMEvaluator"),
+    "mlp": _sequences("MLPEvaluator"),
+    "cubemlp": _sequences("CubeMLPBackbone"),
 }
 METHODS: dict[str, Callable[[Any, Setting, Mapping[str, Any]], Any]] = {
+    "dream": _dream,
     "joint": _joint,
     "mbt_sample": _mbt_sample,
     "mce": _mce,

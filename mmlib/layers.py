@@ -21,7 +21,9 @@ def as_frames(x: Tensor) -> Tensor:
 def frame_shapes(feature_shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, int]]:
     """The (T, D) of each modality as sequences, from one sample's shape; ValueError for token ids, which have no D."""
     if tokens := [name for name, shape in feature_shapes.items() if len(shape) < 2]:
-        raise ValueError(f"feature_shapes: expected sequences, images or volumes, got token ids in {tokens}; embed them")
+        raise ValueError(
+            f"feature_shapes: expected sequences, images or volumes, got token ids in {tokens}; embed them"
+        )
     views = {m: as_frames(torch.empty(1, *shape, device="meta")) for m, shape in feature_shapes.items()}
     return {m: (x.shape[1], x.shape[2]) for m, x in views.items()}
 

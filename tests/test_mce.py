@@ -800,5 +800,8 @@ def test_the_runner_trains_mce_with_its_bounds():
     complete = {**config, "method_options": {"hidden": 32, "upper_bounds": "complete"}}
     other = {row["test"]: row["value"] for row in train_and_score(complete)}
     assert other != rows
+    steps = {**config, "method_options": {"hidden": 32, "upper_bounds": "steps"}}
+    longer = {row["test"]: row["value"] for row in train_and_score(steps)}
+    assert longer not in (rows, other)
     with pytest.raises(ValueError, match="upper_bounds"):
         train_and_score({**config, "method_options": {"upper_bounds": "none"}})

@@ -37,6 +37,8 @@ class CubeMLPConfig:
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
+        if self.blocks is not None:
+            object.__setattr__(self, "blocks", tuple(tuple(size) for size in self.blocks))
         for name, known in (
             ("norm", ("before", "after")),
             ("pool", ("mean", "concat")),
@@ -61,7 +63,7 @@ class CubeMLPConfig:
         longest = max(frames for frames, _ in frame_shapes(self.feature_shapes).values())
         first = (self.length or longest, len(self.feature_shapes), self.width)
         blocks = self.blocks if self.blocks is not None else (first, (10, first[1], 32))
-        return (first, *(tuple(b) for b in blocks))  # type: ignore[return-value]
+        return (first, *blocks)
 
 
 class _Mixing(nn.Module):

@@ -60,7 +60,7 @@ class EvaluatorConfig:
 
 
 def split_labels(logits: Tensor, labels: int) -> Tensor:
-    """Logits [*N, K] as they are, or with L labels [*N, 2 L] -> [*N, 2, L]: the classes of each label, then the label."""
+    """Logits [*N, K] as they are, or with L labels [*N, 2 L] -> [*N, 2, L]: the two classes of each label."""
     return logits.unflatten(-1, (labels, 2)).transpose(-1, -2) if labels else logits
 
 
@@ -206,7 +206,7 @@ def sinusoids(frames: int, width: int) -> Tensor:
 
 
 class CorrKDEvaluator(Evaluator):
-    """The student net of CorrKD, in our reading: convolution to 40, positions, Transformer, mean, concatenation, linear.
+    """The student net of CorrKD, in our reading: convolution, positions, Transformer, mean, concatenation, linear.
 
     Li et al. (CVPR 2024) have no public code that we found.
     """
@@ -298,9 +298,9 @@ class SelfMMEvaluator(Evaluator):
 
         Of the fusion under the key "" and of each modality under its name.
         """
-        assert isinstance(self.decoder, nn.Sequential)
-        features = {"": torch.relu(self.decoder[0](torch.cat(list(h.values()), -1)))}
-        said = {"": self.decoder[1:](features[""])}
+        first, *rest = self.decoder.children()
+        features = {"": torch.relu(first(torch.cat(list(h.values()), -1)))}
+        said = {"": nn.Sequential(*rest)(features[""])}
         for name, x in h.items():
             features[name] = torch.relu(self.first[name](self.drop(x)))
             said[name] = self.heads[name](features[name])
@@ -390,7 +390,9 @@ class SelfMMTraining(nn.Module):
     @torch.no_grad()
     def _labels(self, batch: MultimodalBatch, features: dict[str, Tensor]) -> Tensor:
         """The modalities' labels [B, M] of this step, and the sums for the next epoch's centres."""
-        assert batch.target is not None and batch.ids is not None
+        assert batch.target is not None
+        if batch.ids is None:
+            raise ValueError("batch: expected ids, by which the labels of each modality are kept")
         y = batch.target
         place = torch.searchsorted(self.ids, batch.ids).clamp_max(len(self.ids) - 1)
         if not torch.equal(self.ids[place], batch.ids):
@@ -406,11 +408,9 @@ class SelfMMTraining(nn.Module):
         sides = torch.cat([y[:, None], own], 1)
         sides = torch.stack([sides < 0, sides > 0]).to(self.sums)  # [2, B, 1 + M]
         self.counts += sides.sum(1)
-        self.sums += torch.cat([side.transpose(-1, -2) @ x.to(side) for side, x in self._sides(sides, features)], -1)
+        sums = [sides[:, :, k] @ features[name].to(sides) for k, name in enumerate(self.views)]
+        self.sums += torch.cat(sums, 1)
         return own
-
-    def _sides(self, sides: Tensor, features: dict[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
-        return [(sides[:, :, k], features[name]) for k, name in enumerate(self.views)]
 
 
 # --- an MLP -----------------------------------------------------------------------------------------------------------

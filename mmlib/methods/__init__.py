@@ -1,8 +1,9 @@
 """One paper, one file, top to bottom like the paper; and the joint-training baseline."""
 
+from .dream import DREAM
 from .joint import JointTraining
 from .mbt_sample import MBTSample
 from .mce import MCE
 from .pmr import PMR
 
-__all__ = ["MCE", "PMR", "JointTraining", "MBTSample"]
+__all__ = ["DREAM", "MCE", "PMR", "JointTraining", "MBTSample"]

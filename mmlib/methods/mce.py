@@ -549,7 +549,7 @@ class MCE(nn.Module):
         some = present.any(-1) if config.all_missing == "exclude" else torch.ones_like(present[:, 0])
         losses = {"task": (task * some).sum() / some.sum().clamp_min(1)}
 
-        weights = self._factors(batch, h, present, pairs, logits, main)  # A_m B_m, without gradient
+        weights = self._factors(batch, h, present, pairs, logits)  # A_m B_m, without gradient
         if config.lambda_single:
             single = self._single_losses(h, first_pass, present, y)
             losses["single"] = config.lambda_single * (weights * single).sum()
@@ -593,13 +593,7 @@ class MCE(nn.Module):
 
     @torch.no_grad()
     def _factors(
-        self,
-        batch: MultimodalBatch,
-        h: dict[str, Tensor],
-        present: Tensor,
-        pairs: _Pairs,
-        logits: Tensor,
-        main: Tensor,
+        self, batch: MultimodalBatch, h: dict[str, Tensor], present: Tensor, pairs: _Pairs, logits: Tensor
     ) -> Tensor:
         """A_m B_m [M]; what it came from goes to ``last``."""
         config, y = self.config, batch.target

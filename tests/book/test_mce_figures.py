@@ -1,0 +1,57 @@
+"""The schematics of the MCE chapter show numbers that the library computes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import matplotlib
+import pytest
+import torch
+
+from book import mce_figures, pictures
+from mmlib import coalitions
+from mmlib.methods.mce import learning_state_factor
+
+
+@pytest.fixture(autouse=True)
+def _no_window() -> Iterator[None]:
+    import matplotlib.pyplot as plt
+
+    before = matplotlib.get_backend()
+    plt.switch_backend("agg")
+    yield
+    plt.close("all")
+    plt.switch_backend(before)
+
+
+def words(figure: matplotlib.figure.Figure) -> list[str]:
+    return [text.get_text() for ax in figure.axes for text in ax.texts]
+
+
+def test_ten_samples_have_the_counts_of_the_paper() -> None:
+    present = mce_figures.example_presence()
+    assert present.sum(0).tolist() == [10, 8, 5, 2]
+    assert present.any(1).all()
+    drawn = words(mce_figures.updates())
+    assert [w for w in drawn if "." in w] == ["1.00", "1.25", "2.00", "5.00"]
+
+
+def test_one_sample_is_the_example_of_the_page() -> None:
+    sample = mce_figures.example_sample()
+    phi = coalitions.shapley_values(sample["value"])
+    torch.testing.assert_close(phi, torch.tensor([4 / 6, 0, 1 / 6, 1 / 6]))
+    factor = learning_state_factor(sample["upper"], phi, sample["present"][None])
+    torch.testing.assert_close(factor, torch.tensor([1 / 3, 0, 5 / 6, 0]))
+    drawn = words(mce_figures.one_sample(phi, factor))
+    assert {"$B_1$ = 0.333", "$B_3$ = 0.833", "$B_4$ = 0.000"} <= set(drawn)
+    assert drawn.count("1") == 6  # the modality's name and the five right coalitions
+
+
+def test_the_overview_names_every_part() -> None:
+    drawn = " ".join(words(mce_figures.overview()))
+    for part in ("$A_m$", "$B_m$", "$U_m$", "phi_m", "single", "aux", "sub", "task", "reconstruction"):
+        assert part in drawn
+
+
+def test_compact_pictures_do_nothing_outside_a_notebook() -> None:
+    pictures.compact()

@@ -73,7 +73,7 @@ def opened(browser: Any, address: str, options: dict[str, Any]) -> Iterator[tupl
         if not any(known in text for known in THEME):
             wrong.append(text)
 
-    page.on("console", lambda m: heard(f"console: {m.text}") if m.type == "error" else None)
+    page.on("console", lambda m: heard(f"console: {m.text} ({m.location.get('url')})") if m.type == "error" else None)
     page.on("pageerror", lambda e: heard(f"error: {e}"))
     page.on("response", lambda r: heard(f"{r.status} {r.url}") if r.status >= 400 else None)
     page.on("requestfailed", lambda r: heard(f"failed: {r.url}"))
@@ -93,6 +93,7 @@ def settle(page: Any) -> None:
 
 
 def test_the_index_leads_to_the_first_page(html: Path, address: str, browser: Any) -> None:
+    assert 'rel="icon"' in (html / "index.html").read_text(), "a browser would ask for /favicon.ico, which is not there"
     with opened(browser, address, DESKTOP) as (page, wrong):
         page.goto(f"{address}/index.html")
         page.wait_for_url("**/book/intro.html")

@@ -435,7 +435,7 @@ def _avmnist(data: MultimodalDataset, options: Mapping[str, Any]) -> Any:
 
 
 def _sequences(name: str) -> Callable[[MultimodalDataset, Mapping[str, Any]], Any]:
-    """The builder of a net that reads everything as sequences."""
+    """The builder of a net that finds its configuration in the data."""
 
     def build(data: MultimodalDataset, options: Mapping[str, Any]) -> Any:
         from . import backbones
@@ -599,6 +599,9 @@ BACKBONES: dict[str, Callable[[MultimodalDataset, Mapping[str, Any]], Any]] = {
     "selfmm": _sequences("SelfMMEvaluator"),
     "mlp": _sequences("MLPEvaluator"),
     "cubemlp": _sequences("CubeMLPBackbone"),
+    "mmgcn": _sequences("MMGCNBackbone"),
+    "mmdfn": _sequences("MMDFNBackbone"),
+    "gcnet": _sequences("GCNetBackbone"),
 }
 METHODS: dict[str, Callable[[Any, Setting, Mapping[str, Any]], Any]] = {
     "dream": _dream,
@@ -634,6 +637,9 @@ def train_and_score(config: Config) -> Rows:
     Weights, order and dropout follow ``seed``; selection is on validation, its metric is the row with test "valid".
     Rows: per condition ``accuracy`` for classes, or the metrics of `metrics.msa_scores` for scores, over the n samples
     of which the condition leaves something; seconds of training; peak memory of the process, or of the GPU.
+
+    Of dialogues the samples are the real utterances: n counts them, classes have ``weighted_f1`` besides, predictions
+    and target are stored for them alone, dialogue by dialogue, and ``ids`` says whose each is.
 
     test : "complete" (what is there), "subsets" (every non-empty subset of the modalities, named "image+audio"), a dict
         from names to plans or lists of modalities, or a list of these
@@ -682,21 +688,24 @@ def train_and_score(config: Config) -> Rows:
     rows, kept = Rows(), {}
     if history.best_epoch is not None and valid is not None:
         chosen = history.epochs[history.best_epoch - 1 if training.select == "best" else -1]
-        for metric in ("accuracy", "mae"):
+        for metric in ("accuracy", "weighted_f1", "mae"):
             if f"valid_{metric}" in chosen:
-                score = {"metric": metric, "value": chosen[f"valid_{metric}"], "n": len(valid)}
+                score = {"metric": metric, "value": chosen[f"valid_{metric}"], "n": int(_samples(valid).sum())}
                 rows.append({**common, "test": "valid", "mask_hash": f"{mask[:12]}/-", **score})
     for name, condition, fingerprint in _conditions(given["test"], test, given["seed"]):
         scored, places = _with_any(condition)
         logits = predict(method, scored)
+        count = int((_samples(scored) & scored.present.cpu().any(-1)).sum())
         for metric, value in _scores(logits, scored).items():
             masks = {"test": name, "mask_hash": f"{mask[:12]}/{fingerprint[:12]}"}
-            rows.append({**common, **masks, "metric": metric, "value": value, "n": len(scored)})
-        kept[name] = _compact(logits, test, places)
+            rows.append({**common, **masks, "metric": metric, "value": value, "n": count})
+        kept[name] = _compact(logits, scored, test, places)
     assert test.target is not None
-    target = test.target.cpu().numpy()
+    samples = _samples(test)
+    target = test.target.cpu()[samples].numpy()
     kept["target"] = target.astype(np.float32 if test.target.is_floating_point() else np.int16)
-    kept["ids"] = test.ids.cpu().numpy()
+    ids = test.ids.cpu()
+    kept["ids"] = ids.reshape(*ids.shape, *[1] * (samples.ndim - ids.ndim)).expand(samples.shape)[samples].numpy()
     rows.predictions = kept
     return rows
 
@@ -766,29 +775,43 @@ def _with_any(data: MultimodalDataset) -> tuple[MultimodalDataset, torch.Tensor]
     return (data if len(places) == len(data) else data.subset(places)), places.cpu()
 
 
+def _samples(data: MultimodalDataset) -> torch.Tensor:
+    """bool [*N]: what counts as a sample: all but the padding of dialogues."""
+    real = data.data.extras.get("utterance")
+    return torch.ones(data.data.shape, dtype=torch.bool) if real is None else real.cpu()
+
+
 def _scores(logits: torch.Tensor, data: MultimodalDataset) -> dict[str, float]:
+    """The metrics of the samples of which something is there; padding and empty utterances do not count."""
     assert data.target is not None
-    target = data.target.cpu()
-    if "utterance" in data.data.extras:
-        real = data.data.extras["utterance"].cpu()
-        logits, target = logits[real], target[real]
+    counts = _samples(data) & data.present.cpu().any(-1)
+    logits, target = logits[counts], data.target.cpu()[counts]
     if not target.is_floating_point():
-        return {"accuracy": (logits.argmax(-1) == target).double().mean().item()}
+        scores = {"accuracy": (logits.argmax(-1) == target).double().mean().item()}
+        if counts.ndim > 1:
+            from .metrics import classification_scores
+
+            scores["weighted_f1"] = classification_scores(logits, target)["weighted_f1"]
+        return scores
     from .metrics import msa_scores
 
     return msa_scores(logits[..., 0].numpy(), target.numpy(), scale=data.info.get("scale", "mosi"))
 
 
-def _compact(logits: torch.Tensor, test: MultimodalDataset, places: torch.Tensor) -> np.ndarray:
+def _compact(
+    logits: torch.Tensor, scored: MultimodalDataset, test: MultimodalDataset, places: torch.Tensor
+) -> np.ndarray:
     """Predicted classes int16 or scores float32 of all test samples; -1 or NaN for those that had nothing."""
     assert test.target is not None
     if test.target.is_floating_point():
         found, empty = logits[..., 0].float(), math.nan
     else:
         found, empty = logits.argmax(-1).to(torch.int16), -1
-    whole = torch.full((len(test), *found.shape[1:]), empty, dtype=found.dtype)
-    whole[places] = found
-    return whole.numpy()
+    samples = _samples(test)
+    whole = torch.full((*samples.shape, *found.shape[samples.ndim :]), empty, dtype=found.dtype)
+    there = scored.present.cpu().any(-1)
+    whole[places] = torch.where(there.reshape(*there.shape, *[1] * (found.ndim - there.ndim)), found, empty)
+    return whole[samples].numpy()
 
 
 def _device(method: torch.nn.Module) -> str:

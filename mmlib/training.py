@@ -612,7 +612,8 @@ def _share_buffers(method: nn.Module, world: int) -> None:
 def validation_scores(logits: Tensor, batch: MultimodalBatch) -> dict[str, float]:
     """Accuracy for classes, mean absolute error for scores, over all samples with a target (``loss`` is task_loss).
 
-    logits [*N, K]; where the batch has ``extras["utterance"]`` [B, U], over real utterances alone.
+    logits [*N, K]. Where the batch has ``extras["utterance"]`` [B, U], over real utterances alone, and classes have
+    ``weighted_f1`` besides.
     """
     from .losses import task_loss
 
@@ -626,7 +627,12 @@ def validation_scores(logits: Tensor, batch: MultimodalBatch) -> dict[str, float
     loss = task_loss(logits, target).item()
     if target.is_floating_point():
         return {"mae": loss, "loss": loss}
-    return {"accuracy": (logits.argmax(-1) == target).double().mean().item(), "loss": loss}
+    scores = {"accuracy": (logits.argmax(-1) == target).double().mean().item(), "loss": loss}
+    if mask is not None:
+        from .metrics import classification_scores
+
+        scores["weighted_f1"] = classification_scores(logits, target)["weighted_f1"]
+    return scores
 
 
 def _validate(

@@ -226,6 +226,7 @@ def test_validation_scores_by_hand() -> None:
     assert found["accuracy"] == pytest.approx(1 / 3)
     each = [math.log(1 + math.exp(-2)), math.log(1 + math.exp(1)), math.log(1 + math.exp(3))]
     assert found["loss"] == pytest.approx(sum(each) / 3, rel=1e-6)
+    assert found["weighted_f1"] == pytest.approx(0.5)  # precision 1, recall 1/3 of the one class there is
     scores = MultimodalBatch({"a": torch.zeros(2, 1, 1)}, torch.ones(2, 1, dtype=torch.bool), torch.tensor([1.0, -1.0]))
     assert validation_scores(torch.tensor([[0.5], [1.0]]), scores)["mae"] == pytest.approx(1.25)
     with pytest.raises(ValueError, match="valid: expected a split with a target"):

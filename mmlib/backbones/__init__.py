@@ -3,6 +3,7 @@
 from .avmnist import AVMNISTBackbone, AVMNISTConfig
 from .base import Backbone
 from .cubemlp import CubeMLPBackbone, CubeMLPConfig
+from .dialogue import DialogueBackbone
 from .evaluators import (
     CorrKDConfig,
     CorrKDEvaluator,
@@ -13,7 +14,10 @@ from .evaluators import (
     SelfMMTraining,
     Table3Evaluator,
 )
+from .gcnet import GCNetBackbone, GCNetConfig
 from .generic import GenericBackbone, GenericConfig
+from .mmdfn import MMDFNBackbone, MMDFNConfig
+from .mmgcn import MMGCNBackbone, MMGCNConfig
 from .mmin import MMINBackbone, MMINConfig
 
 __all__ = [
@@ -24,10 +28,17 @@ __all__ = [
     "CorrKDEvaluator",
     "CubeMLPBackbone",
     "CubeMLPConfig",
+    "DialogueBackbone",
     "EvaluatorConfig",
+    "GCNetBackbone",
+    "GCNetConfig",
     "GenericBackbone",
     "GenericConfig",
     "MLPEvaluator",
+    "MMDFNBackbone",
+    "MMDFNConfig",
+    "MMGCNBackbone",
+    "MMGCNConfig",
     "MMINBackbone",
     "MMINConfig",
     "SelfMMConfig",

@@ -1,8 +1,8 @@
 """Data sets behind one call: ``load(name, root)`` gives every source as the same three `MultimodalDataset` splits.
 
-``digits`` and ``synthetic`` are embedded and need no files. ``avmnist``, ``mfeat``, ``iemocap``, ``mosi``, ``mosei``,
-``sims`` and ``simsv2`` are read from a folder: ``root``, or the environment variable ``MMLIB_DATA``. Nothing is ever
-downloaded.
+``digits``, ``synthetic`` and ``conversations`` are embedded and need no files. ``avmnist``, ``mfeat``, ``iemocap``,
+``mosi``, ``mosei``, ``sims``, ``simsv2`` and ``dialogue`` are read from a folder: ``root``, or the environment variable
+``MMLIB_DATA``. Nothing is ever downloaded.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from ..batch import MultimodalDataset
-from . import avmnist, digits, iemocap, mfeat, mmsa, synthetic
+from . import avmnist, conversations, dialogue, digits, iemocap, mfeat, mmsa, synthetic
 from ._shared import fingerprint
 from .pickles import safe_pickle_load
 
 __all__ = [
     "avmnist",
+    "conversations",
+    "dialogue",
     "digits",
     "fingerprint",
     "iemocap",
@@ -40,6 +42,8 @@ _SOURCES: dict[str, Callable[..., dict[str, MultimodalDataset]]] = {
     "mfeat": mfeat.load,
     "iemocap": iemocap.load,
     **{name: partial(mmsa.load, name) for name in ("mosi", "mosei", "sims", "simsv2")},
+    "dialogue": dialogue.load,
+    "conversations": conversations.load,
 }
 
 

@@ -34,4 +34,6 @@ class JointTraining(nn.Module):
         logits = self.backbone(batch)
         if not self.training or batch.target is None:
             return Output(logits, {})
-        return Output(logits, {"task": task_loss(logits, batch.target, lead=len(batch.shape))})
+        real = batch.extras.get("utterance")  # of dialogues, the padding does not count
+        weight = None if real is None else real.to(logits.dtype)
+        return Output(logits, {"task": task_loss(logits, batch.target, weight, lead=len(batch.shape))})

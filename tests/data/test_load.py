@@ -13,7 +13,8 @@ INFO = {"name", "task", "outputs", "classes", "source", "licence", "fingerprint"
 
 
 def test_names_and_options():
-    assert data.names() == ("digits", "synthetic", "avmnist", "mfeat", "iemocap", "mosi", "mosei", "sims", "simsv2")
+    known = ("digits", "synthetic", "avmnist", "mfeat", "iemocap", "mosi", "mosei", "sims", "simsv2", "dialogue")
+    assert data.names() == (*known, "conversations")
     assert data.options("digits") == {"split_seed": 0, "valid": 0.15, "test": 0.25, "standardised": True}
     assert "root" not in data.options("avmnist")
 
@@ -21,7 +22,7 @@ def test_names_and_options():
 def test_unknown_name():
     for call in (data.load, data.options):
         with pytest.raises(
-            ValueError, match="expected one of digits, .*, mfeat, iemocap, mosi, .*, simsv2, got 'mnist'"
+            ValueError, match="expected one of digits, .*, mfeat, iemocap, mosi, .*, simsv2, .*, got 'mnist'"
         ):
             call("mnist")
 
@@ -39,6 +40,7 @@ def test_unknown_option():
         ("iemocap", "V/denseface.h5"),
         ("mosi", "MOSI/Processed/unaligned_50.pkl"),
         ("simsv2", "SIMSv2/Processed/sims_unaligned.pkl"),
+        ("dialogue", "mosi/mosi_conversation.pkl"),
     ],
 )
 @pytest.mark.parametrize("root", [None, "", "/does/not/exist"])
@@ -59,14 +61,14 @@ def test_root_from_the_environment(monkeypatch):
         data.load("mfeat", "/but/here")
 
 
-@pytest.mark.parametrize("name", ["digits", "synthetic"])
+@pytest.mark.parametrize("name", ["digits", "synthetic", "conversations"])
 def test_embedded_sources_ignore_the_root(name):
-    options = {"sizes": (20, 10, 10)} if name == "synthetic" else {}
+    options = {} if name == "digits" else {"sizes": (20, 10, 10)}
     a, b = data.load(name, "/does/not/exist", **options), data.load(name, **options)
     assert a["test"].info["fingerprint"] == b["test"].info["fingerprint"]
 
 
-@pytest.mark.parametrize("name", ["digits", "synthetic"])
+@pytest.mark.parametrize("name", ["digits", "synthetic", "conversations"])
 def test_every_split_has_its_facts(name):
     splits = data.load(name)
     assert list(splits) == ["train", "valid", "test"]

@@ -1,9 +1,12 @@
 """One paper, one file, top to bottom like the paper; and the joint-training baseline."""
 
+from .balm import BALM
+from .cggm import CGGM
 from .dream import DREAM
 from .joint import JointTraining
 from .mbt_sample import MBTSample
 from .mce import MCE
+from .ogm_ge import OGMGE
 from .pmr import PMR
 
-__all__ = ["DREAM", "MCE", "PMR", "JointTraining", "MBTSample"]
+__all__ = ["BALM", "CGGM", "DREAM", "MCE", "OGMGE", "PMR", "JointTraining", "MBTSample"]

@@ -1,11 +1,12 @@
 """mmlib: multimodal learning when modalities are missing and imbalanced."""
 
 from .batch import MultimodalBatch, MultimodalDataset, Output
-from .methods import DEAR, DREAM, MCE
+from .methods import BALM, DEAR, DREAM, MCE
 from .missing import MissingMask, MissingPlan
 
 __version__ = "0.1.0"
 __all__ = [
+    "BALM",
     "DEAR",
     "DREAM",
     "MCE",

@@ -461,6 +461,27 @@ def _joint(backbone: Any, setting: Setting, options: Mapping[str, Any]) -> Any:
     return JointTraining(backbone, **options)
 
 
+def _balm(backbone: Any, setting: Setting, options: Mapping[str, Any]) -> Any:
+    """BALM or a variant of it on any backbone; ``variant``, ``reading`` and the fields of BALMConfig as options."""
+    from .methods import BALM
+
+    return BALM(backbone, setting.train.feature_shapes, **options)
+
+
+def _cggm(backbone: Any, setting: Setting, options: Mapping[str, Any]) -> Any:
+    from .methods import CGGM
+
+    return CGGM(backbone, feature_shapes=setting.train.feature_shapes, **options)
+
+
+def _ogm_ge(backbone: Any, setting: Setting, options: Mapping[str, Any]) -> Any:
+    from .methods import OGMGE
+
+    if setting.train.info["task"] != "classification":
+        raise ValueError("method: expected classes for 'ogm_ge', which compares their probabilities, got scores")
+    return OGMGE(backbone, **options)
+
+
 def _mbt_sample(backbone: Any, setting: Setting, options: Mapping[str, Any]) -> Any:
     from .methods import MBTSample
 
@@ -604,10 +625,13 @@ BACKBONES: dict[str, Callable[[MultimodalDataset, Mapping[str, Any]], Any]] = {
     "gcnet": _sequences("GCNetBackbone"),
 }
 METHODS: dict[str, Callable[[Any, Setting, Mapping[str, Any]], Any]] = {
+    "balm": _balm,
+    "cggm": _cggm,
     "dream": _dream,
     "joint": _joint,
     "mbt_sample": _mbt_sample,
     "mce": _mce,
+    "ogm_ge": _ogm_ge,
     "pmr": _pmr,
 }
 

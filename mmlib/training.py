@@ -146,6 +146,7 @@ class State:
     epoch: int = 0  # 1 in the first epoch
     step: int = 0  # optimizer steps taken
     batch: MultimodalBatch | None = None  # this process's part of the mini-batch
+    weight: float = 1.0  # of its mean loss; 0 where this process has no part of its own and repeats a sample
     output: Output | None = None
     stop: bool = False  # True ends the training after this epoch
 
@@ -238,7 +239,7 @@ def fit(
 
             for step in steps:
                 for i, (rows, weight) in enumerate(step):
-                    state.batch = next(batches)
+                    state.batch, state.weight = next(batches), weight
                     call("on_batch")
                     last = i + 1 == len(step)
                     with contextlib.nullcontext() if last else accelerator.no_sync(model):

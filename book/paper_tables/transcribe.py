@@ -1,8 +1,9 @@
 """Transcribe the tables of a paper from its text: ``python -m book.paper_tables.transcribe mce PAPER.txt [FOLDER]``.
 
-The text is the paper as a text file whose tables are lines with tabs, each below its caption "Table n: ...", or above it
-where the paper has it so (`CAPTION_BELOW`). It is not in this repository; the CSVs that this script makes of it are. Every cell becomes one line, exactly as printed (no
-digit is dropped, ``**bold**``, underlines and reference numbers are), and the number of cells of every table is asserted.
+The text is the paper as a text file whose tables are lines with tabs, each below its caption "Table n: ...", or above
+it where the paper has it so (`CAPTION_BELOW`). It is not in this repository; the CSVs that this script makes of it are.
+Every cell becomes one line, exactly as printed (no digit is dropped; ``**bold**``, underlines and reference numbers
+are), and the number of cells of every table is asserted.
 """
 
 from __future__ import annotations

@@ -38,29 +38,29 @@ def overview() -> Figure:
         "enhance": (4.3, 2, "enhancement\nwhere PSS = 0"),
         "fuse": (6.5, 2, "cross attention\n$h_m$, weights $w$"),
         "mask": (8.7, 2, "softmax of\n$w\\,(PSS+1)$"),
-        "out": (8.7, 0, "$H=\\sum w'_m h_m$\nprediction"),
-        "kl": (6.5, 0, "$\\lambda$ KL($w$, PAS)\ntraining alone"),
+        "out": (10.9, 2, "$H=\\sum w'_m h_m$\nprediction"),
+        "kl": (8.7, 0.2, "$\\lambda$ KL($w$, PAS)\nin training"),
     }
     colours = dict.fromkeys(("subsets", "evaluator", "pss", "pas"), figures.GREEN)
     colours |= dict.fromkeys(("enhance", "fuse", "mask", "kl"), figures.BLUE)
     arrows = [
         ("input", "project"), ("project", "enhance"), ("enhance", "fuse"), ("fuse", "mask"), ("mask", "out"),
-        ("subsets", "evaluator"), ("evaluator", "pss"), ("fuse", "kl"),
+        ("subsets", "evaluator"), ("evaluator", "pss"),
     ]  # fmt: skip
-    figures.boxes(nodes, arrows, ax=ax, colours=colours, width=1.86, height=0.86)
-    bent = {"arrowstyle": "-|>", "mutation_scale": 11, "lw": 1.2, "shrinkA": 3, "shrinkB": 3}
+    figures.boxes(nodes, arrows, ax=ax, colours=colours, width=1.88, height=0.92)
+    bent = {"arrowstyle": "-|>", "mutation_scale": 11, "lw": 1.2, "shrinkA": 2, "shrinkB": 2}
     for start, end, shade, bend in (
-        ((0, 2.45), (1.15, 4), figures.GREEN, -0.25),
-        ((6.2, 3.55), (4.5, 2.46), figures.GREEN, 0.0),
-        ((6.9, 3.55), (8.3, 2.46), figures.GREEN, 0.0),
-        ((4.8, 4.46), (8.2, 4.46), figures.GREEN, -0.22),
-        ((9.66, 3.9), (7.45, 0.1), figures.GREEN, -0.62),
+        ((0, 2.46), (1.16, 4), figures.GREEN, -0.25),
+        ((6.2, 3.54), (4.5, 2.46), figures.GREEN, 0.0),
+        ((6.9, 3.54), (8.4, 2.46), figures.GREEN, 0.0),
+        ((4.8, 4.46), (8.3, 4.46), figures.GREEN, -0.2),
+        ((9.64, 3.9), (9.64, 0.3), figures.GREEN, -0.14),
+        ((6.6, 1.54), (7.76, 0.2), "#555555", 0.3),
     ):
         ax.annotate("", end, start, arrowprops={**bent, "color": shade, "connectionstyle": f"arc3,rad={bend}"})
-    ax.text(0, 3.6, "what does each\nmodality change?", color=figures.GREEN, fontsize=9, ha="center", weight="bold")
-    ax.text(1.2, 1.0, "rebuild what changes nothing,\ntrust the rest", color=figures.BLUE, fontsize=9, ha="left",
-            weight="bold")  # fmt: skip
-    ax.set(xlim=(-1.1, 10.7), ylim=(-0.7, 5.6), title="DREAM asks a frozen model before it fuses")
+    ax.text(-0.95, 5.0, "what does each modality change?", color=figures.GREEN, fontsize=9, weight="bold")
+    ax.text(-0.95, 0.9, "rebuild what changes nothing, trust the rest", color=figures.BLUE, fontsize=9, weight="bold")
+    ax.set(xlim=(-1.1, 12), ylim=(-0.4, 5.5), title="DREAM asks a frozen model before it fuses")
     return fig
 
 

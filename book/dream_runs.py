@@ -528,12 +528,14 @@ def main(arguments: list[str] | None = None) -> None:
         "--data-root", default=os.environ.get("MMLIB_DATA"), help="the folder with mosi/, mnist/, fsdd/, mfeat/"
     )
     parser.add_argument("--workers", type=int, default=1, help="processes, one thread each")
+    parser.add_argument("--seeds", type=int, default=None, help="only so many of each cell's seeds")
     parser.add_argument("--results", type=Path, default=RESULTS)
     given = parser.parse_args(arguments)
     for table in given.tables:
         cells = list(TABLES[table]().values())
         # seed by seed, so that what an interruption leaves is a table with fewer seeds
-        configs = [runs[k] for k in range(max(map(len, cells))) for runs in cells if k < len(runs)]
+        most = max(map(len, cells)) if given.seeds is None else given.seeds
+        configs = [runs[k] for k in range(most) for runs in cells if k < len(runs)]
         # variants that share their evaluator stand together, since a process keeps the last ones
         configs.sort(key=lambda c: (c["seed"], str(c.get("train_plan"))))
         configs = [{**c, "data_root": given.data_root, "device": "cpu"} for c in configs]

@@ -1,8 +1,9 @@
 """Transcribe the tables of a paper from its text: ``python -m book.paper_tables.transcribe mce PAPER.txt [FOLDER]``.
 
-The text is the paper as a text file whose tables are lines with tabs, each below its caption "Table n: ...". It is not
-in this repository; the CSVs that this script makes of it are. Every cell becomes one line, exactly as printed (no
-digit is dropped, ``**bold**`` and reference numbers are), and the number of cells of every table is asserted.
+The text is the paper as a text file whose tables are lines with tabs, each below its caption "Table n: ...", or above
+it where the paper has it so (`CAPTION_BELOW`). It is not in this repository; the CSVs that this script makes of it are.
+Every cell becomes one line, exactly as printed (no digit is dropped; ``**bold**``, underlines and reference numbers
+are), and the number of cells of every table is asserted.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ Cell = dict[str, str]
 def cell(row: str, column: str, text: str, group: str = "") -> Cell:
     """One cell: a number, "mean±spread", "[low, high]", or words."""
     found: Cell = {"group": _name(group), "row": _name(row), "column": _name(column)}
-    text = re.sub(r"\s*\\pm\s*", "±", text.replace("**", "").replace("$", "")).strip()
+    text = re.sub(r"</?u>", "", text.replace("**", "").replace("$", ""))
+    text = re.sub(r"\s*\\pm\s*", "±", text).strip()
     if interval := re.fullmatch(r"\[(-?[\d.]+), (-?[\d.]+)\]", text):
         found["low"], found["high"] = interval.groups()
     elif spread := re.fullmatch(r"(-?[\d.]+)±([\d.]+)", text):
@@ -41,17 +43,17 @@ def _name(text: str) -> str:
     return text.strip().rstrip(".")
 
 
-def lines_of(text: str, table: int) -> list[list[str]]:
-    """The lines below the caption of a table, split at their tabs."""
+def lines_of(text: str, table: int, above: bool = False) -> list[list[str]]:
+    """The lines below the caption of a table, or ``above`` it, split at their tabs."""
     lines = text.splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith(f"Table {table}:"))
     found: list[list[str]] = []
-    for line in lines[start + 1 :]:
+    for line in reversed(lines[:start]) if above else lines[start + 1 :]:
         if "\t" in line:
             found.append(line.split("\t"))
         elif found:
             break
-    return found
+    return found[::-1] if above else found
 
 
 def grid(lines: list[list[str]], group: str = "") -> Iterator[Cell]:
@@ -101,6 +103,38 @@ def batches(lines: list[list[str]]) -> Iterator[Cell]:
             yield cell(what, name, value, f"{stage.split()[0].lower()}, {'BraTS2020' if i < 4 else 'IEMOCAP'}")
 
 
+# DREAM
+
+
+def by_dataset(lines: list[list[str]]) -> Iterator[Cell]:
+    """Table 1: the data set is the first cell of the first of its rows; {l, a} becomes l+a."""
+    head, *body = lines
+    assert head[:2] == ["Dataset", "Models"], head
+    columns = [re.sub(r"[{}]", "", name).replace(", ", "+") for name in head[2:]]
+    dataset = ""
+    for line in body:
+        dataset = line[0] or dataset
+        assert len(line) == len(head), line
+        for column, value in zip(columns, line[2:], strict=True):
+            yield cell(line[1].removesuffix(" (Ours)"), column, value, dataset)
+
+
+def seconds(lines: list[list[str]]) -> Iterator[Cell]:
+    """Table 2: two columns, train and test, below each data set's name; the group is the data set."""
+    datasets, whats, *body = lines
+    names = [name for name in datasets[1:] if name]
+    assert whats[1:] == ["train", "test"] * len(names), whats
+    for line in body:
+        for i, value in enumerate(line[1:]):
+            yield cell(line[0].removesuffix("(ours)"), whats[1 + i], value, names[i // 2])
+
+
+def counts(lines: list[list[str]]) -> Iterator[Cell]:
+    """Table 3: whole numbers, printed with a comma at the thousands."""
+    return grid([lines[0], *([row, *(value.replace(",", "") for value in rest)] for row, *rest in lines[1:])])
+
+
+CAPTION_BELOW = ("dream",)  # the papers whose captions stand below their tables
 Reader = Callable[[list[list[str]]], Iterator[Cell]]
 TABLES: dict[str, dict[int, tuple[Reader, int]]] = {  # per paper and table: how it is read, how many cells it has
     "mce": {
@@ -112,7 +146,8 @@ TABLES: dict[str, dict[int, tuple[Reader, int]]] = {  # per paper and table: how
         6: (batches, 2 * 4 * 7),
         7: (grid, 2 * 4),
         8: (grid, 3 * 4),
-    }
+    },
+    "dream": {1: (by_dataset, 3 * 8 * 8), 2: (seconds, 5 * 6), 3: (counts, 3 * 3)},
 }
 
 
@@ -120,7 +155,7 @@ def transcribe(paper: str, text: str) -> dict[str, str]:
     """The CSV text of every table of a paper by its name, such as ``mce-table2``."""
     made = {}
     for table, (read, count) in TABLES[paper].items():
-        cells = list(read(lines_of(text, table)))
+        cells = list(read(lines_of(text, table, paper in CAPTION_BELOW)))
         assert len(cells) == count, f"Table {table}: expected {count} cells, got {len(cells)}"
         places = {(c["group"], c["row"], c["column"]) for c in cells}
         assert len(places) == count, f"Table {table}: a cell occurs twice"

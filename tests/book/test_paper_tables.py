@@ -12,7 +12,10 @@ from book import build
 from book.paper_tables import COLUMNS, FOLDER, read
 from book.paper_tables.transcribe import TABLES, cell, transcribe
 
-COUNTS = {1: 28, 2: 91, 3: 30, 4: 90, 5: 30, 6: 56, 7: 8, 8: 12}
+COUNTS = {
+    "mce": {1: 28, 2: 91, 3: 30, 4: 90, 5: 30, 6: 56, 7: 8, 8: 12},
+    "dream": {1: 192, 2: 30, 3: 9},
+}
 
 
 def value(frame: pd.DataFrame, row: str, column: str, group: str = "") -> pd.Series:
@@ -21,16 +24,37 @@ def value(frame: pd.DataFrame, row: str, column: str, group: str = "") -> pd.Ser
     return found.iloc[0]
 
 
-@pytest.mark.parametrize("table", COUNTS)
-def test_a_table_of_mce_has_all_its_cells_once(table: int) -> None:
-    frame = read(f"mce-table{table}")
-    assert len(frame) == COUNTS[table] == TABLES["mce"][table][1]
+@pytest.mark.parametrize(("paper", "table"), [(paper, table) for paper in COUNTS for table in COUNTS[paper]])
+def test_a_table_has_all_its_cells_once(paper: str, table: int) -> None:
+    frame = read(f"{paper}-table{table}")
+    assert len(frame) == COUNTS[paper][table] == TABLES[paper][table][1]
+    assert set(TABLES[paper]) == set(COUNTS[paper])
     assert not frame.duplicated(["group", "row", "column"]).any()
     assert tuple(frame.columns) == (*COLUMNS, "digits")
     assert frame["value"].notna().all()
 
 
-def test_cells_are_those_of_the_paper() -> None:
+def test_cells_are_those_of_dream() -> None:
+    scores = read("dream-table1")
+    assert list(scores["group"].unique()) == ["MOSI", "MOSEI", "IEMOCAP"]
+    assert list(scores["column"].unique()) == ["l", "a", "v", "l+a", "l+v", "a+v", "Avg", "l+a+v"]
+    assert len(scores["row"].unique()) == 8
+    assert value(scores, "DREAM", "a", "MOSI")["value"] == 59.61
+    assert value(scores, "CubeMLP", "l+a+v", "MOSI")["value"] == 82.57, "underlined"
+    assert value(scores, "MSPs", "Avg", "MOSEI")["value"] == 72.91
+    assert value(scores, "DREAM", "l+a+v", "IEMOCAP")["value"] == 85.84
+    times = read("dream-table2")
+    assert value(times, "DREAM", "train", "MOSEI")["value"] == 793.41
+    assert value(times, "pre-trained", "test", "IEMOCAP")["value"] == 1.21
+    assert value(times, "GCNet", "test", "MOSI")["value"] == 0.95
+    counts = read("dream-table3")
+    assert value(counts, "Pre-trained model", "MOSI")["value"] == 77762
+    assert value(counts, "Total", "IEMOCAP")["value"] == 3167795
+    parts = counts.pivot(index="row", columns="column", values="value")
+    assert (parts.loc["Pre-trained model"] + parts.loc["DREAM"] == parts.loc["Total"]).all()
+
+
+def test_cells_are_those_of_mce() -> None:
     assert value(read("mce-table1"), "Learning rate", "AudiovisionMNIST")["value"] == "1e-3"
     ablation = read("mce-table2")
     cells = value(ablation, "a", "IEMOCAP (Accuracy)")
@@ -71,6 +95,7 @@ def test_the_digits_of_a_value_are_those_printed() -> None:
         ("0.5000", {"value": "0.5000"}),
         ("3×10^{-4}", {"value": "3e-4"}),
         ("OneCycle [43]", {"value": "OneCycle"}),
+        ("<u>82.57</u>", {"value": "82.57"}),
     ],
 )
 def test_a_cell_is_split_into_its_numbers(text: str, expected: dict[str, str]) -> None:

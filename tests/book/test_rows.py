@@ -1,7 +1,7 @@
 """Stored results can be had again: three runs of every table, others every day, give their rows within two samples.
 
 A table is a file of ``book/results`` whose runs `experiments.train_and_score` can do, or that names a runner below.
-New tables join by being there. The runs are drawn from a table's cheapest ones, so that it takes a third of a minute or so.
+New tables join by being there. The runs are drawn from a table's cheapest ones: a third of a minute or so for each.
 """
 
 from __future__ import annotations

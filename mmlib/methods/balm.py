@@ -174,7 +174,7 @@ def discrepancies(fused: Tensor, unimodal: Tensor, target: Tensor, kind: str = "
 
 
 def modulation_coefficients(discrepancy: Tensor, rho: float) -> Tensor:
-    """Eq. 21: mu^m = rho sum_{m' != m} Delta^m' / (sum_m' Delta^m' + 1e-8), [M] -> [M].
+    """Eq. 21, [M] -> [M]: mu^m is rho times the sum of the other modalities' Delta over (the sum of all + 1e-8).
 
     Where no Delta is negative, every mu lies in [0, rho], they sum to rho (M - 1), and the modality that learns least
     (small Delta) has the largest. Nothing bounds them where signs differ, and a negative sum turns their order around.
@@ -202,8 +202,8 @@ def spatial_modulation(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Eqs. 23-26 and their derivatives: weights [P] and [M, P], mu/rho [M] -> cosines [M], L_mod, and dL_mod/dweights.
 
-    form : "abs", mean |c_m cos_m|, which pulls the cosines to 0 (the release); "cggm", (sum |c_m| - sum c_m cos_m) / M,
-        which pulls them to 1 where c_m > 0 (CGGM)
+    form : "abs", the mean of ``|c_m cos_m|``, which pulls the cosines to 0 (the release); "cggm",
+        ``(sum |c_m| - sum c_m cos_m) / M``, which pulls them to 1 where c_m > 0 (CGGM)
     heads : also the derivative by the unimodal weights; else None
 
     A weight of norm 0 has cosine 0 and no derivative.
@@ -436,7 +436,7 @@ def squared_error(logits: Tensor, target: Tensor) -> Tensor:
 
 
 class GradientRebalancing(nn.Module):
-    """GRM: unimodal heads watch the encoders and rescale their gradients. It plugs into any model and any loop:
+    """GRM: unimodal heads watch the encoders and rescale their gradients. It plugs into any model and any loop::
 
         grm = GradientRebalancing(net, {"audio": net.ears, "image": net.eyes}, net.out, widths=64, rho=1.3, tau=0.2)
         optimizer = torch.optim.Adam([*net.parameters(), *grm.parameters()])
@@ -726,7 +726,9 @@ class BALM(nn.Module):
         "+FCM" or "+GRM" alone; "monitor", the plain backbone with heads that only watch (`VARIANTS`)
     reading : "paper", or "released": with noise on the gradients (`READINGS`)
     encoders, output, widths : as in `GradientRebalancing`; default ``backbone.encoders``, the last linear layer of
-        ``backbone.decoder``, ``backbone.width``
+        ``backbone.decoder``, ``backbone.width``. Of a backbone with one recurrent net over all modalities and no
+        encoders (GCNet) the columns of its first layer are scaled, and the heads read its states with the other
+        modalities zeroed; the paper does not say how, this is our reading
     encodings : (batch, h) -> what the heads read, z[m] [*N, d_m], where that is not ``h = backbone.encode(batch)``
     criterion : logits [n, K], target [n] -> each sample's loss [n], for the task and the heads; default by ``loss``
     options : fields of `BALMConfig`, over those of reading and variant
@@ -765,13 +767,20 @@ class BALM(nn.Module):
             if tuple(shapes) != backbone.modalities:
                 raise ValueError(f"feature_shapes: expected those of {list(backbone.modalities)}, got {list(shapes)}")
             self.calibration = FeatureCalibration(shapes, config.calibration_width)
+        self.states = False
         if config.rebalancing:
-            encoders = dict(backbone.encoders.items()) if encoders is None else encoders
+            self.states = encoders is None and encodings is None and not len(backbone.encoders)
+            encoders = encoders_of(backbone) if encoders is None else encoders
+            if widths is None and self.states:
+                rnn: Any = backbone.rnn
+                widths = int(rnn.hidden_size * (1 + rnn.bidirectional))
             if set(encoders) != set(backbone.modalities):
                 raise ValueError(
                     f"encoders: expected one for each of {list(backbone.modalities)}, got {sorted(encoders)}"
                 )
             widths = getattr(backbone, "width", None) if widths is None else widths
+            linear = {name: part.out_features for name, part in encoders.items() if isinstance(part, nn.Linear)}
+            widths = linear if widths is None and len(linear) == len(encoders) else widths
             if widths is None:
                 raise ValueError("widths: expected the widths of the encodings, the backbone has no common one")
             self.rebalancing = GradientRebalancing(
@@ -808,7 +817,12 @@ class BALM(nn.Module):
         each = self.criterion(logits.flatten(0, -2), y)
         losses = {"task": _mean(each, None if real is None else real.flatten())}
         if self.rebalancing is not None:
-            z = h if self.encodings is None else self.encodings(batch, h)
+            z: Mapping[str, Tensor] = h
+            if self.encodings is not None:
+                z = self.encodings(batch, h)
+            elif self.states:
+                with torch.no_grad():
+                    z = self.backbone.unimodal_states(batch)  # type: ignore[operator]
             losses.update(self.rebalancing(logits, batch.target, z, batch.present, real))
         return Output(logits, losses)
 
@@ -846,9 +860,21 @@ class BALM(nn.Module):
             self.rebalancing.active = self.rebalancing.counts = True
 
 
+def encoders_of(backbone: Any) -> dict[str, Part | Iterable[Part]]:
+    """A backbone's encoders; of one that has none but a joint recurrent net, the columns that read each modality."""
+    if len(backbone.encoders):
+        return dict(backbone.encoders.items())
+    if not hasattr(backbone, "input_columns") or not hasattr(backbone, "unimodal_states"):
+        raise ValueError("encoders: expected the encoder of each modality, the backbone has no `encoders`")
+    rnn = backbone.rnn
+    weights = [rnn.weight_ih_l0, *([rnn.weight_ih_l0_reverse] if rnn.bidirectional else [])]
+    return {name: [(w, (slice(None), part)) for w in weights] for name, part in backbone.input_columns().items()}
+
+
 def _last_linear(backbone: nn.Module) -> nn.Module:
     """The layer of the fused prediction."""
-    layers = [part for part in getattr(backbone, "decoder", nn.Module()).modules() if isinstance(part, nn.Linear)]
+    decoder = getattr(backbone, "decoder", nn.Module())
+    layers = [part for part in decoder.modules() if isinstance(part, nn.Linear)]
     if not layers:
         raise ValueError("output: expected the fused linear layer, the backbone has no `decoder` that ends in one")
     return layers[-1]

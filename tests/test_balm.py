@@ -991,6 +991,67 @@ def test_it_takes_any_backbone() -> None:
     torch.testing.assert_close(net.encoders["m0"].net[0].weight.grad, own.last["mu"][0] * scaled)
 
 
+class Joint(Backbone):
+    """As GCNet: no encoders, one recurrent net over the concatenated features of a dialogue."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.rnn = nn.LSTM(11, 4, 2, batch_first=True, bidirectional=True)
+        self.decoder = nn.Linear(8, 3)
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        return ("a", "b")
+
+    def input_columns(self) -> dict[str, slice]:
+        return {"a": slice(0, 6), "b": slice(6, 11)}
+
+    def encode(self, batch: MultimodalBatch) -> dict[str, torch.Tensor]:
+        return {m: x.flatten(2) for m, x in batch.features.items()}
+
+    def unimodal_states(self, batch: MultimodalBatch) -> dict[str, torch.Tensor]:
+        h = self.encode(batch)
+        return {m: self.rnn(torch.cat([x * (m == k) for k, x in h.items()], -1))[0] for m in h}
+
+    def fuse(self, h, present, batch):
+        return self.rnn(torch.cat(list(h.values()), -1))[0]
+
+    def decode(self, z):
+        return self.decoder(z)
+
+
+def test_a_backbone_with_one_net_over_all_modalities() -> None:
+    batch = dialogues(dtype=torch.float32)
+    net = Joint()
+    method = BALM(net, {"a": (2, 3), "b": (1, 5)}).train()
+    assert method.rebalancing.heads.widths == (8, 8)
+    losses = method(batch).losses
+    calibrated = method.calibration(batch)
+    z = [x.detach().reshape(12, 8) for x in net.unimodal_states(calibrated).values()]
+    real = batch.extras["utterance"].flatten()
+    said = method.rebalancing.heads(z)[1]
+    expected = sum(F.cross_entropy(x[real], batch.target.flatten()[real]) for x in said)
+    torch.testing.assert_close(losses["unimodal"], expected)
+    sum(losses.values()).backward()
+    before = {name: p.grad.clone() for name, p in net.named_parameters()}
+    method.rebalance()
+    a, b = method.last["mu"]
+    for name, p in net.named_parameters():
+        scaled = before[name].clone()
+        if name in ("rnn.weight_ih_l0", "rnn.weight_ih_l0_reverse"):
+            scaled[:, :6] *= a
+            scaled[:, 6:] *= b
+        torch.testing.assert_close(p.grad, scaled)
+
+
+def test_a_backbone_that_has_neither_encoders_nor_columns_is_refused() -> None:
+    net = GenericBackbone(GenericConfig({"a": (1, 3), "b": (1, 5)}, 3))
+    net.encoders = nn.ModuleDict()
+    with pytest.raises(ValueError, match="encoders: expected the encoder of each modality, the backbone has no"):
+        BALM(net, calibration=False)
+
+
 def test_what_balm_refuses() -> None:
     data = toy()
     net = backbone(data)
@@ -1014,10 +1075,12 @@ def test_what_balm_refuses() -> None:
             super().__init__()
             self.encoders = nn.ModuleDict({"m0": nn.Linear(1, 1), "m1": nn.Linear(1, 1)})
 
-    with pytest.raises(ValueError, match="widths: expected the widths of the encodings"):
-        BALM(Headless(), calibration=False)
     with pytest.raises(ValueError, match="output: expected the fused linear layer, the backbone has no `decoder`"):
-        BALM(Headless(), calibration=False, widths=1)
+        BALM(Headless(), calibration=False)  # whose encoders are linear, so that their widths are known
+    unknown = Headless()
+    unknown.encoders["m0"] = nn.Sequential(nn.Linear(1, 1))
+    with pytest.raises(ValueError, match="widths: expected the widths of the encodings"):
+        BALM(unknown, calibration=False)
     single = toy(M=2).select(["m0"])
     with pytest.raises(ValueError, match="encoders: expected at least two modalities"):
         balm(single)

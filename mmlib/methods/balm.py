@@ -84,11 +84,11 @@ class FeatureCalibration(nn.Module):
         """The features with zeros for what is not observed, and for utterances that are padding."""
         if batch.modalities != tuple(self.widths):
             raise ValueError(f"batch: expected the modalities {list(self.widths)}, got {list(batch.modalities)}")
+        lead = len(batch.shape)
         for name, x in batch.features.items():
-            if (
-                not x.is_floating_point()
-                or as_frames(x[:1].flatten(0, len(batch.shape) - 1)).shape[-1] != (self.widths[name])
-            ):
+            axis = frame_axis(x, lead)
+            width = x.shape[lead:axis].numel() * x.shape[axis + 1 :].numel()
+            if not x.is_floating_point() or width != self.widths[name]:
                 raise ValueError(
                     f"features[{name!r}]: expected floats with {self.widths[name]} values a frame, got {x.dtype} "
                     f"{tuple(x.shape)}"
@@ -174,7 +174,7 @@ def discrepancies(fused: Tensor, unimodal: Tensor, target: Tensor, kind: str = "
 
 
 def modulation_coefficients(discrepancy: Tensor, rho: float) -> Tensor:
-    """Eq. 21: mu^m = rho sum_{m' != m} Delta^m' / (sum_m' Delta^m' + 1e-8), [M] -> [M].
+    """Eq. 21, [M] -> [M]: mu^m is rho times the sum of the other modalities' Delta over (the sum of all + 1e-8).
 
     Where no Delta is negative, every mu lies in [0, rho], they sum to rho (M - 1), and the modality that learns least
     (small Delta) has the largest. Nothing bounds them where signs differ, and a negative sum turns their order around.
@@ -198,28 +198,30 @@ def modulation_coefficients(discrepancy: Tensor, rho: float) -> Tensor:
 
 
 def spatial_modulation(
-    fused: Tensor, unimodal: Tensor, coefficients: Tensor, form: str = "abs"
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    fused: Tensor, unimodal: Tensor, coefficients: Tensor, form: str = "abs", heads: bool = True
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Eqs. 23-26 and their derivatives: weights [P] and [M, P], mu/rho [M] -> cosines [M], L_mod, and dL_mod/dweights.
 
-    form : "abs", mean |c_m cos_m|, which pulls the cosines to 0 (the release); "cggm", (sum |c_m| - sum c_m cos_m) / M,
-        which pulls them to 1 where c_m > 0 (CGGM)
+    form : "abs", the mean of ``|c_m cos_m|``, which pulls the cosines to 0 (the release); "cggm",
+        ``(sum |c_m| - sum c_m cos_m) / M``, which pulls them to 1 where c_m > 0 (CGGM)
+    heads : also the derivative by the unimodal weights; else None
 
     A weight of norm 0 has cosine 0 and no derivative.
     """
     lengths, length = torch.linalg.vector_norm(unimodal, dim=1), torch.linalg.vector_norm(fused)
-    product = lengths * length
-    inverse = torch.where(product > 0, 1 / product, 0)
+    inverse = _inverse(lengths * length)
     cosine = (unimodal @ fused) * inverse
     value, slope = _spatial(cosine, coefficients, form)
-    to_fused = (slope * inverse) @ unimodal - (slope * cosine).sum() * _unit(fused, length)
-    along = torch.where(lengths > 0, cosine / lengths.square(), 0)
-    to_unimodal = slope[:, None] * (inverse[:, None] * fused - along[:, None] * unimodal)
-    return cosine, value, to_fused, to_unimodal
+    to_fused = (slope * inverse) @ unimodal - (slope @ cosine) * _inverse(length.square()) * fused
+    if not heads:
+        return cosine, value, to_fused, None
+    along = cosine * _inverse(lengths.square())
+    return cosine, value, to_fused, slope[:, None] * (inverse[:, None] * fused - along[:, None] * unimodal)
 
 
-def _unit(x: Tensor, length: Tensor) -> Tensor:
-    return torch.where(length > 0, x / length.square(), 0)
+def _inverse(x: Tensor) -> Tensor:
+    """1 / x, and 0 where x is 0."""
+    return torch.where(x > 0, 1 / x, 0)
 
 
 def _spatial(cosine: Tensor, c: Tensor, form: str) -> tuple[Tensor, Tensor]:
@@ -434,7 +436,7 @@ def squared_error(logits: Tensor, target: Tensor) -> Tensor:
 
 
 class GradientRebalancing(nn.Module):
-    """GRM: unimodal heads watch the encoders and rescale their gradients. It plugs into any model and any loop:
+    """GRM: unimodal heads watch the encoders and rescale their gradients. It plugs into any model and any loop::
 
         grm = GradientRebalancing(net, {"audio": net.ears, "image": net.eyes}, net.out, widths=64, rho=1.3, tau=0.2)
         optimizer = torch.optim.Adam([*net.parameters(), *grm.parameters()])
@@ -582,13 +584,13 @@ class GradientRebalancing(nn.Module):
         n, M = target.numel(), len(self.modalities)
         z = self._encodings(encodings, n, lead)
         y, fused = target.reshape(n), logits.reshape(n, K)
-        real = torch.ones(n, dtype=torch.bool, device=y.device) if counted is None else counted.reshape(n)
-        mask = real.expand(M, n)
+        real = None if counted is None else counted.reshape(n)
+        mask = None if real is None else real.expand(M, n)
         if config.rows == "present":
             if present is None or present.shape != (*target.shape, M):
                 shape = None if present is None else tuple(present.shape)
                 raise ValueError(f"present: expected bool {(*target.shape, M)} for rows='present', got {shape}")
-            mask = mask & present.reshape(n, M).T
+            mask = present.reshape(n, M).T if mask is None else mask & present.reshape(n, M).T
 
         _, said = self.heads(z)
         each = self.criterion(said.reshape(M * n, K), y.repeat(M)).reshape(M, n)
@@ -596,20 +598,20 @@ class GradientRebalancing(nn.Module):
         losses = {"unimodal": unimodal}
         with torch.no_grad():
             apart = discrepancies(fused.detach(), said.detach(), y, config.discrepancy)
-            stats = torch.stack([torch.where(mask, apart, 0).sum(-1), mask.sum(-1).to(apart)])
-        cosine = torch.zeros_like(stats[0])
+            if mask is None:
+                rows = [apart.sum(-1), apart.new_full((M,), n)]
+            else:
+                rows = [torch.where(mask, apart, 0).sum(-1), mask.sum(-1).to(apart)]
         if config.cos_on == "grad":
-            task = _mean(self.criterion(fused, y), real)
-            cosine, term = self._gradient_cosines(task, unimodal)
+            cosine, term = self._gradient_cosines(_mean(self.criterion(fused, y), real), unimodal)
+            rows += [cosine.detach().to(apart), apart.new_ones(M)]
         else:
             term = self.lmod_value + _only_gradient((self._output[0] * self.lmod_fused).sum())
             if config.lmod_heads:
                 term = term + _only_gradient((self.heads.weight * self.lmod_unimodal).sum())
         if config.tau:
             losses["modulation"] = config.tau * term
-        new = torch.cat([stats, torch.stack([cosine.detach().to(stats), torch.ones_like(stats[0])])])
-        new = new.double() if new.dtype == torch.float64 else new.float()
-        new = new if self.counts else torch.zeros_like(new)
+        new = torch.stack(rows) if self.counts else torch.zeros_like(torch.stack(rows))
         self._pending = new if self._pending is None else self._pending + new
         return losses
 
@@ -647,11 +649,11 @@ class GradientRebalancing(nn.Module):
         c = self._paired(torch.nan_to_num(self.mu) / config.rho)
         if config.cos_on == "weight":
             cosine, value, fused, unimodal = spatial_modulation(
-                self._output[0].flatten(), self.heads.weight.flatten(1), c, config.lmod
+                self._output[0].flatten(), self.heads.weight.flatten(1), c, config.lmod, config.lmod_heads
             )
             self.lmod_value.copy_(value * self.active)
             self.lmod_fused.copy_(fused.view_as(self.lmod_fused) * self.active)
-            if config.lmod_heads:
+            if unimodal is not None:
                 self.lmod_unimodal.copy_(unimodal.view_as(self.lmod_unimodal) * self.active)
         else:
             cosine = stats[2] / stats[3].clamp_min(1)
@@ -705,9 +707,9 @@ class GradientRebalancing(nn.Module):
 _LAST = ("discrepancy", "change", "mu", "cosine", "rms_before", "rms_after")
 
 
-def _mean(each: Tensor, mask: Tensor) -> Tensor:
+def _mean(each: Tensor, mask: Tensor | None) -> Tensor:
     """Mean over the last axis where the mask is True; 0 where it never is."""
-    return torch.where(mask, each, 0).sum(-1) / mask.sum(-1).clamp_min(1)
+    return each.mean(-1) if mask is None else torch.where(mask, each, 0).sum(-1) / mask.sum(-1).clamp_min(1)
 
 
 def _only_gradient(x: Tensor) -> Tensor:
@@ -724,7 +726,9 @@ class BALM(nn.Module):
         "+FCM" or "+GRM" alone; "monitor", the plain backbone with heads that only watch (`VARIANTS`)
     reading : "paper", or "released": with noise on the gradients (`READINGS`)
     encoders, output, widths : as in `GradientRebalancing`; default ``backbone.encoders``, the last linear layer of
-        ``backbone.decoder``, ``backbone.width``
+        ``backbone.decoder``, ``backbone.width``. Of a backbone with one recurrent net over all modalities and no
+        encoders (GCNet) the columns of its first layer are scaled, and the heads read its states with the other
+        modalities zeroed; the paper does not say how, this is our reading
     encodings : (batch, h) -> what the heads read, z[m] [*N, d_m], where that is not ``h = backbone.encode(batch)``
     criterion : logits [n, K], target [n] -> each sample's loss [n], for the task and the heads; default by ``loss``
     options : fields of `BALMConfig`, over those of reading and variant
@@ -763,13 +767,20 @@ class BALM(nn.Module):
             if tuple(shapes) != backbone.modalities:
                 raise ValueError(f"feature_shapes: expected those of {list(backbone.modalities)}, got {list(shapes)}")
             self.calibration = FeatureCalibration(shapes, config.calibration_width)
+        self.states = False
         if config.rebalancing:
-            encoders = dict(backbone.encoders.items()) if encoders is None else encoders
+            self.states = encoders is None and encodings is None and not len(backbone.encoders)
+            encoders = encoders_of(backbone) if encoders is None else encoders
+            if widths is None and self.states:
+                rnn: Any = backbone.rnn
+                widths = int(rnn.hidden_size * (1 + rnn.bidirectional))
             if set(encoders) != set(backbone.modalities):
                 raise ValueError(
                     f"encoders: expected one for each of {list(backbone.modalities)}, got {sorted(encoders)}"
                 )
             widths = getattr(backbone, "width", None) if widths is None else widths
+            linear = {name: part.out_features for name, part in encoders.items() if isinstance(part, nn.Linear)}
+            widths = linear if widths is None and len(linear) == len(encoders) else widths
             if widths is None:
                 raise ValueError("widths: expected the widths of the encodings, the backbone has no common one")
             self.rebalancing = GradientRebalancing(
@@ -804,9 +815,14 @@ class BALM(nn.Module):
         logits = self.backbone.decode(self.backbone.fuse(h, batch.present, batch))
         y, real = batch.target.flatten(), batch.extras.get("utterance")
         each = self.criterion(logits.flatten(0, -2), y)
-        losses = {"task": each.mean() if real is None else _mean(each, real.flatten())}
+        losses = {"task": _mean(each, None if real is None else real.flatten())}
         if self.rebalancing is not None:
-            z = h if self.encodings is None else self.encodings(batch, h)
+            z: Mapping[str, Tensor] = h
+            if self.encodings is not None:
+                z = self.encodings(batch, h)
+            elif self.states:
+                with torch.no_grad():
+                    z = self.backbone.unimodal_states(batch)  # type: ignore[operator]
             losses.update(self.rebalancing(logits, batch.target, z, batch.present, real))
         return Output(logits, losses)
 
@@ -844,9 +860,21 @@ class BALM(nn.Module):
             self.rebalancing.active = self.rebalancing.counts = True
 
 
+def encoders_of(backbone: Any) -> dict[str, Part | Iterable[Part]]:
+    """A backbone's encoders; of one that has none but a joint recurrent net, the columns that read each modality."""
+    if len(backbone.encoders):
+        return dict(backbone.encoders.items())
+    if not hasattr(backbone, "input_columns") or not hasattr(backbone, "unimodal_states"):
+        raise ValueError("encoders: expected the encoder of each modality, the backbone has no `encoders`")
+    rnn = backbone.rnn
+    weights = [rnn.weight_ih_l0, *([rnn.weight_ih_l0_reverse] if rnn.bidirectional else [])]
+    return {name: [(w, (slice(None), part)) for w in weights] for name, part in backbone.input_columns().items()}
+
+
 def _last_linear(backbone: nn.Module) -> nn.Module:
     """The layer of the fused prediction."""
-    layers = [part for part in getattr(backbone, "decoder", nn.Module()).modules() if isinstance(part, nn.Linear)]
+    decoder = getattr(backbone, "decoder", nn.Module())
+    layers = [part for part in decoder.modules() if isinstance(part, nn.Linear)]
     if not layers:
         raise ValueError("output: expected the fused linear layer, the backbone has no `decoder` that ends in one")
     return layers[-1]

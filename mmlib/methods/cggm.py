@@ -25,8 +25,8 @@ DEFAULTS: dict[str, Any] = {
 class CGGM(BALM):
     """A backbone with classifier-guided gradients, through BALM's hook.
 
-    Delta^m is the gain in accuracy of the classifier of m from one mini-batch to the next (of scores: in the sign),
-    the coefficients are those of BALM's Eq. 21, and L_mod, which is (sum |c_m| - sum c_m cos_m) / M with c = mu / rho,
+    Delta^m is the gain in accuracy of the classifier of m from one mini-batch to the next (of scores: in the sign), and
+    the coefficients are those of BALM's Eq. 21. L_mod is ``(sum |c_m| - sum c_m cos_m) / M`` with c = mu / rho and
     pulls the output layers together. As in the release, the cosines are those of weights.
 
     Arguments and options as in `BALM`, with CGGM's values of rho, tau (its lambda), ``discrepancy`` and ``lmod``, and

@@ -18,7 +18,7 @@ from ..batch import MultimodalBatch, Output
 from ..coalitions import coalition_logits
 from ..layers import scoring
 from ..losses import task_loss
-from .balm import EncoderGradients, Part, reduce_sums
+from .balm import EncoderGradients, Part, encoders_of, reduce_sums
 
 if TYPE_CHECKING:
     from ..training import State
@@ -79,7 +79,7 @@ class OGMGE(nn.Module):
             raise ValueError(f"active_epochs: expected None or a pair (first, last), got {active_epochs!r}")
         self.backbone = backbone
         self.alpha, self.noise, self.rows, self.active_epochs = alpha, noise, rows, active_epochs
-        chosen: Mapping[str, Part | Iterable[Part]] = dict(backbone.encoders.items()) if encoders is None else encoders
+        chosen = encoders_of(backbone) if encoders is None else encoders
         if set(chosen) != set(backbone.modalities):
             raise ValueError(f"encoders: expected one for each of {list(backbone.modalities)}, got {sorted(chosen)}")
         self.encoders = EncoderGradients(backbone, {m: chosen[m] for m in backbone.modalities})

@@ -85,11 +85,11 @@ def coalition_card(
             face = figures.colour(name) if on else "white"
             ax.add_patch(Circle((m, -place), 0.28, facecolor=face, edgecolor=figures.colour(name)))
         shade = figures.GREEN if said[k] == true else figures.INK
-        ax.text(M + 0.6, -place, said[k], ha="center", va="center", color=shade, weight="bold")
+        ax.text(M + 1, -place, said[k], ha="center", va="center", color=shade, weight="bold")
     for m, name in enumerate(names):
         ax.text(m, 0.7, name, ha="center", va="bottom", fontsize=9, rotation=90)
-    ax.text(M + 0.6, 0.7, "prediction", ha="center", va="bottom", fontsize=9)
-    ax.set(xlim=(-0.6, M + 1.9), ylim=(0.4 - len(order), 3.4))
+    ax.text(M + 1, 0.7, "prediction", ha="center", va="bottom", fontsize=9)
+    ax.set(xlim=(-0.6, M + 2.2), ylim=(0.4 - len(order), 3.4))
     ax.set_aspect("equal")
     ax.axis("off")
     ax = axes[1]

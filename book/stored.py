@@ -89,6 +89,9 @@ class Stored:
             self._scores.setdefault(key, {})[test] = value
         self._shares: dict[tuple[str, tuple[str, ...]], np.ndarray | None] = {}
         self._compared: dict[Any, Interval] = {}
+        self._arrays: dict[str, dict[str, np.ndarray]] = {}
+        self._weights: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}  # of seeds and samples, resampled
+        self._drawn: dict[tuple[int, str, str], np.ndarray] = {}  # a run's score in every resample
 
     def note(self) -> str:
         """How many runs are not there, and the command that fills them in; how many there are if all are."""
@@ -143,7 +146,7 @@ class Stored:
             return None
         if (key, asked) not in self._shares:
             try:
-                kept = experiments.predictions(self.path, key)
+                kept = self._kept(key)
             except FileNotFoundError:
                 self._shares[key, asked] = None
             else:
@@ -196,27 +199,35 @@ class Stored:
         """
         kind, asked = SCORES[self.metric], self._of(ours[0], tests)
         try:
-            kept = [(experiments.predictions(self.path, a), experiments.predictions(self.path, b))
-                    for a, b in zip(ours, theirs, strict=True)]  # fmt: skip
+            kept = [(self._kept(a), self._kept(b)) for a, b in zip(ours, theirs, strict=True)]
         except FileNotFoundError:
             return None
         whole = all((pair[0][t] >= 0).all() and (pair[1][t] >= 0).all() for pair in kept for t in asked or ())
         if asked is None or (self.metric == "accuracy" and whole):
             return None
         n, seeds = len(kept[0][0]["target"]), len(kept)
-        rng = np.random.default_rng(0)
-        of_seeds = rng.multinomial(seeds, np.full(seeds, 1 / seeds), RESAMPLES) / seeds
-        of_samples = rng.multinomial(n, np.full(n, 1 / n), RESAMPLES)
-        weights = np.vstack([np.ones((1, n)), of_samples])  # the first row is the sample itself
+        if (seeds, n) not in self._weights:
+            rng = np.random.default_rng(0)
+            of_seeds = rng.multinomial(seeds, np.full(seeds, 1 / seeds), RESAMPLES) / seeds
+            of_samples = rng.multinomial(n, np.full(n, 1 / n), RESAMPLES)
+            self._weights[seeds, n] = of_seeds, np.vstack([np.ones((1, n)), of_samples])  # first the samples themselves
+        of_seeds, weights = self._weights[seeds, n]
         gaps = np.zeros((RESAMPLES + 1, seeds))
-        for s, pair in enumerate(kept):
-            for side, arrays in zip((1, -1), pair, strict=True):
+        for s, (keys, pair) in enumerate(zip(zip(ours, theirs, strict=True), kept, strict=True)):
+            for side, key, arrays in zip((1, -1), keys, pair, strict=True):
                 for t in asked:
-                    gaps[:, s] += side * kind.score(weights @ self._parts(arrays, t)) / len(asked)
+                    if (seeds, key, t) not in self._drawn:
+                        self._drawn[seeds, key, t] = kind.score(weights @ self._parts(arrays, t))
+                    gaps[:, s] += side * self._drawn[seeds, key, t] / len(asked)
         differences = (gaps[1:] * of_seeds).sum(1)
         differences = differences[np.isfinite(differences)]
         low, high = np.quantile(differences, [0.025, 0.975]) if len(differences) else (math.nan, math.nan)
         return Interval(float(gaps[0].mean()), float(low), float(high), seeds, n)
+
+    def _kept(self, key: str) -> dict[str, np.ndarray]:
+        if key not in self._arrays:
+            self._arrays[key] = experiments.predictions(self.path, key)
+        return self._arrays[key]
 
     def _parts(self, arrays: Mapping[str, np.ndarray], test: str) -> np.ndarray:
         """The summands [n, C] of a run's condition; zeros for a sample of which the condition left nothing."""

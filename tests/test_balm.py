@@ -1327,3 +1327,17 @@ def test_a_foreign_net_trains_in_the_loop() -> None:
     history = fit(method, data, config=TrainConfig(epochs=20, lr=1e-2, batch_size=30, select="last"))
     assert (predict(method, data).argmax(-1) == y).double().mean() > 0.85
     assert history.epochs[-1]["train_modulation"] >= 0
+
+
+def test_calibration_ignores_what_stands_in_padding() -> None:
+    plain = dialogues().features
+    real = dialogues().extras["utterance"]
+    present = torch.ones(3, 4, 2, dtype=torch.bool)
+    module = FeatureCalibration({"a": (2, 3), "b": (1, 5)}).double()
+    found = []
+    for value in (0.0, 7.0):
+        features = {m: torch.where(real[..., None, None], x, value) for m, x in plain.items()}
+        found.append(module(MultimodalBatch(features, present, extras={"utterance": real})).features)
+    for m in plain:
+        assert torch.equal(found[0][m], found[1][m])
+        assert found[1][m][0, 1:].abs().sum() == 0

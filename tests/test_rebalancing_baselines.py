@@ -24,7 +24,7 @@ from mmlib.missing import MissingPlan
 from mmlib.training import TrainConfig, fit, predict, random_state
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from test_balm import SGD, backbone, dialogues
+from test_balm import SGD, Joint, backbone, dialogues
 from test_mbt_sample import Interrupt, toy, two_processes, weights
 
 PLAN = MissingPlan("bernoulli", rates=[0.3, 0.4], seed=2)
@@ -334,3 +334,14 @@ def test_it_learns_digits_with_parts_missing(method: type) -> None:
     fit(model, splits["train"], splits["valid"], TrainConfig(epochs=12, lr=3e-3, clip=2.0), train_plan=plan)
     accuracy = (predict(model, splits["test"]).argmax(-1) == splits["test"].target).double().mean()
     assert accuracy > 0.8
+
+
+def test_ogm_takes_the_columns_of_a_joint_net() -> None:
+    batch = dialogues(dtype=torch.float32)
+    method = OGMGE(Joint(), alpha=1.0, noise=False).train()
+    method(batch).losses["task"].backward()
+    before = method.backbone.rnn.weight_ih_l0.grad.clone()
+    method.rebalance()
+    a, b = method.last["coefficient"]
+    expected = torch.cat([a * before[:, :6], b * before[:, 6:]], 1)
+    torch.testing.assert_close(method.backbone.rnn.weight_ih_l0.grad, expected)

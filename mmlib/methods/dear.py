@@ -27,6 +27,7 @@ __all__ = [
     "READINGS",
     "DEARConfig",
     "Diagnosis",
+    "Encoded",
     "Reconstruction",
     "SummaryTokens",
     "SynergisticAttention",

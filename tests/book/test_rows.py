@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from book import build
+from book import build, imbalance_runs
 from mmlib import data, experiments
 
 RESULTS = build.ROOT / "book" / "results"
@@ -39,7 +39,10 @@ def linear_probe(config: dict[str, Any]) -> list[dict[str, Any]]:
     return [{**common, "value": float(right.mean()), "data_hash": splits["test"].info["fingerprint"][:12]}]
 
 
-RUNNERS: dict[str, Callable[[dict[str, Any]], list[dict[str, Any]]]] = {"linear probe": linear_probe}
+RUNNERS: dict[str, Callable[[dict[str, Any]], list[dict[str, Any]]]] = {
+    "linear probe": linear_probe,
+    "reweighted": imbalance_runs.run,
+}
 
 
 def runner(config: dict[str, Any]) -> Callable[[dict[str, Any]], list[dict[str, Any]]] | None:

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from book import build, dream_runs
+from book import build, dream_runs, imbalance_runs
 from mmlib import data, experiments
 
 RESULTS = build.ROOT / "book" / "results"
@@ -43,6 +43,7 @@ RUNNERS: dict[str, Callable[[dict[str, Any]], list[dict[str, Any]]]] = {
     "linear probe": linear_probe,
     "detection": dream_runs.run_detection,
     "mask": dream_runs.run_mask,
+    "reweighted": imbalance_runs.run,
 }
 
 

@@ -87,3 +87,106 @@ def test_without_predictions_the_seeds_alone_are_compared(table: Stored) -> None
     found = table.compare(("good",), ("bad",), "both")
     assert (found.n, found.samples) == (2, 1)
     assert math.isclose(found.mean, 0.5)
+
+
+def scored(given: dict[str, object]) -> experiments.Rows:
+    """A regression: predictions that are the target with more or less noise; "half" leaves nothing of every third."""
+    rng = np.random.default_rng([int(given["seed"]), {"good": 1, "bad": 2}[str(given["method"])]])  # type: ignore[call-overload]
+    target = np.linspace(-3, 3, 31).astype(np.float32)
+    noise = {"good": 0.5, "bad": 2.5}[str(given["method"])]
+    rows, kept = experiments.Rows(), {"target": target, "ids": np.arange(31)}
+    for test in ("all", "half"):
+        said = (target + noise * rng.standard_normal(31)).astype(np.float32)
+        if test == "half":
+            said[::3] = np.nan
+        there = ~np.isnan(said)
+        kept[test] = said
+        scores = metrics.msa_scores(said[there], target[there])
+        rows += [
+            {"test": test, "metric": m, "value": float(scores[m]), "n": int(there.sum())} for m in ("f1_non0", "mae")
+        ]
+    rows.predictions = kept
+    return rows
+
+
+SCORED = {(m,): [config(m, seed) for seed in (0, 1, 2)] for m in ("good", "bad")}
+
+
+@pytest.fixture
+def scores_path(tmp_path: Path) -> Path:
+    path = tmp_path / "scores.csv"
+    experiments.load_or_run(path, [c for configs in SCORED.values() for c in configs], scored)
+    return path
+
+
+@pytest.mark.parametrize("metric", ["f1_non0", "mae"])
+@pytest.mark.parametrize("tests", ["all", "half", None])
+def test_a_difference_of_scores_is_that_of_the_stored_values(scores_path: Path, metric: str, tests: str | None) -> None:
+    table = Stored(scores_path, SCORED, metric=metric)
+    found = table.compare(("good",), ("bad",), tests)
+    good, bad = (list(table.scores(label, tests).values()) for label in (("good",), ("bad",)))
+    assert math.isclose(found.mean, np.mean(good) - np.mean(bad), abs_tol=1e-6)
+    assert (found.n, found.samples) == (3, 31)
+    assert found.low < found.mean < found.high
+    assert table.verdict(("good",), ("bad",), tests) == "holds", "less is better of an error"
+    assert table.verdict(("bad",), ("good",), tests) == "contradicted"
+
+
+def test_an_error_is_shown_in_its_own_unit_and_a_share_in_per_cent(scores_path: Path) -> None:
+    error, share = Stored(scores_path, SCORED, metric="mae"), Stored(scores_path, SCORED, metric="f1_non0")
+    assert error.text(("good",), "all").startswith("0.")
+    assert 50 < float(share.text(("good",), "all").split(" ")[0]) <= 100
+    claim = error.claim("good errs less", ("good",), ("bad",), "all")
+    assert claim["difference"].startswith("-")
+    assert claim["verdict"] == "holds"
+    assert error.samples(("good",), "all") == 31
+    assert error.samples(("good",), "half") == 20
+    assert error.samples(("good",), "none of these") is None
+
+
+def test_the_bootstrap_of_an_error_is_the_one_of_its_samples(scores_path: Path) -> None:
+    table = Stored(scores_path, SCORED, metric="mae")
+    kept = [[experiments.predictions(scores_path, c) for c in SCORED[label]] for label in (("good",), ("bad",))]
+    error = [np.stack([np.abs(k["all"].astype(float) - k["target"]) for k in runs]) for runs in kept]
+    expected = metrics.paired_bootstrap(*error, resamples=2000)
+    assert np.allclose(table.compare(("good",), ("bad",), "all"), expected)
+
+
+def test_the_bootstrap_of_f1_agrees_with_the_general_one(scores_path: Path) -> None:
+    table = Stored(scores_path, SCORED, metric="f1_non0")
+    kept = [[experiments.predictions(scores_path, c) for c in SCORED[label]] for label in (("good",), ("bad",))]
+    target = kept[0][0]["target"]
+    said = [np.stack([k["all"] for k in runs]) for runs in kept]
+    f1 = lambda p, t: metrics.msa_scores(p, t)["f1_non0"]
+    expected = metrics.paired_bootstrap(*said, target, f1, resamples=400)
+    found = table.compare(("good",), ("bad",), "all")
+    assert math.isclose(found.mean, expected.mean, abs_tol=1e-9)
+    assert abs(found.low - expected.low) < 0.05
+    assert abs(found.high - expected.high) < 0.05
+
+
+def test_scores_without_predictions_are_compared_by_seeds(scores_path: Path) -> None:
+    for file in scores_path.with_name("scores.predictions").iterdir():
+        file.unlink()
+    found = Stored(scores_path, SCORED, metric="mae").compare(("good",), ("bad",), "all")
+    assert (found.n, found.samples) == (3, 1)
+
+
+def test_accuracy_where_a_condition_leaves_nothing_counts_the_rest(tmp_path: Path) -> None:
+    def partial(given: dict[str, object]) -> experiments.Rows:
+        rows = run(given)
+        assert rows.predictions is not None
+        rows.predictions["one"] = np.where(np.arange(20) < 5, -1, rows.predictions["one"]).astype(np.int16)
+        return rows
+
+    path = tmp_path / "part.csv"
+    experiments.load_or_run(path, [c for m in ("good", "bad") for c in CELLS[m,]], partial)
+    found = Stored(path, CELLS).compare(("good",), ("bad",), "one")
+    hits = {m: np.mean([right(m, s, "one")[5:].mean() for s in (0, 1, 2)]) for m in ("good", "bad")}
+    assert found.samples == 20
+    assert math.isclose(found.mean, hits["good"] - hits["bad"])
+
+
+def test_an_unknown_metric_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"metric: expected one of \['accuracy', 'f1_non0', 'mae'\], got 'f2'"):
+        Stored(tmp_path / "x.csv", {}, metric="f2")

@@ -45,6 +45,7 @@ __all__ = [
     "frame_mask",
     "heterogeneous_mask",
     "imbalanced_mask",
+    "lnln_protocol",
 ]
 
 Data = TypeVar("Data", MultimodalBatch, MultimodalDataset)
@@ -112,8 +113,8 @@ def _positional(n: int, generator: Generator | None) -> _Source:
 def _noise(keys: Tensor, frames: int, spare: tuple[Tensor, Tensor] | None = None) -> Tensor:
     """Uniform int32 [n, frames] from the samples' keys int64 [n]; each 64-bit hash serves two frames."""
     half = (frames + 1) // 2
-    steps = torch.arange(1, half + 1) * _GOLDEN
-    z, other = spare or (torch.empty(len(keys), half, dtype=torch.int64), None)
+    steps = torch.arange(1, half + 1, device=keys.device) * _GOLDEN
+    z, other = spare or (torch.empty(len(keys), half, dtype=torch.int64, device=keys.device), None)
     torch.add(keys[:, None], steps, out=z)
     return _mix_(z, other).view(torch.int32)[:, :frames]
 
@@ -122,19 +123,19 @@ def _survives(keys: Tensor, frames: int, rate: Tensor) -> Tensor:
     """bool [n, frames]: True with probability 1 - rate [n]. What a low rate drops, a higher rate drops too."""
     half, n = (frames + 1) // 2, len(keys)
     # Blocks of rows whose 64-bit temporaries stay in the cache: six times faster than whole tensors.
-    rows = max(1, (1 << 18) // max(half, 1))
-    z = torch.empty(min(rows, n), half, dtype=torch.int64)
+    rows = max(1, (1 << 18) // max(half, 1)) if keys.device.type == "cpu" else n
+    z = torch.empty(min(rows, n), half, dtype=torch.int64, device=keys.device)
     other = torch.empty_like(z)
     limit = (rate * 2.0**32).round().to(torch.int64) - (1 << 31)
     low = limit.clamp(max=(1 << 31) - 1).to(torch.int32)[:, None]
-    result = torch.empty(n, frames, dtype=torch.bool)
+    result = torch.empty(n, frames, dtype=torch.bool, device=keys.device)
     for start in range(0, n, rows):
         stop = min(start + rows, n)
         noise = _noise(keys[start:stop], frames, (z[: stop - start], other[: stop - start]))
         torch.ge(noise, low[start:stop], out=result[start:stop])
     all_gone = limit > (1 << 31) - 1
-    if all_gone.any():
-        result[all_gone] = False
+    if all_gone.device.type != "cpu" or all_gone.any():  # elsewhere the answer would have to be waited for
+        result &= ~all_gone[:, None]
     return result
 
 
@@ -581,7 +582,8 @@ class MissingPlan:
     assign, all_missing : see "imbalanced" and "exact_count"
     on, slope, statistic : in "mar" and "mnar", the log-odds change by slope per standard deviation of the summary:
         "mean" or "norm" of the values, or "length" in frames
-    shared : the same frames in all modalities (of equal length)
+    shared : the same frames in all modalities (of equal length); "equal": in those whose sequences are equally long
+        with their padding, the others on their own
     blocks : in "burst", contiguous blocks per sample
     keep_ends : names of the modalities whose first and last frame stay; default those of token ids
     keep_one : every modality keeps a frame
@@ -604,7 +606,7 @@ class MissingPlan:
     on: str | None = None
     slope: float = 2.0
     statistic: str = "mean"
-    shared: bool = False
+    shared: bool | str = False
     blocks: int = 1
     keep_ends: tuple[str, ...] | None = None
     keep_one: bool = False
@@ -630,6 +632,8 @@ class MissingPlan:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}: expected one of {list(choices)}, got {getattr(self, name)!r}")
+        if self.shared not in (False, True, "equal"):
+            raise ValueError(f"shared: expected False, True or 'equal', got {self.shared!r}")
         if self.kind in _NEEDS_RATES and self.rates is None:
             raise ValueError(f"rates: a plan of kind {self.kind!r} needs missing rates, got none")
         _check_rates(self)
@@ -682,23 +686,35 @@ class MissingPlan:
             values["then"] = cls.from_dict(values["then"])
         return cls(**values)
 
-    def draw(self, dataset: MultimodalDataset | MultimodalBatch, epoch: int | None = None) -> MissingMask:
+    def draw(
+        self,
+        dataset: MultimodalDataset | MultimodalBatch,
+        epoch: int | None = None,
+        device: torch.device | str | None = None,
+    ) -> MissingMask:
         """The mask of ``dataset``'s samples, by their ids.
 
         epoch : the epoch that a plan with ``resample=True`` draws for (default 0); without it every epoch is the same.
+        device : where the mask is kept (default the CPU). "frames" and "lnln" are also drawn there, the same on every
+            device; other kinds are drawn on the CPU and moved
+
         Raises ValueError for modalities that the data set does not have, ids that repeat, targets that the kind needs
         and the data set lacks, and protocols that would leave a sample with nothing.
         """
         data = dataset.data if isinstance(dataset, MultimodalDataset) else dataset
-        state = _State(data)
+        where = torch.device("cpu" if device is None else device)
         plan: MissingPlan | None = self
-        step = 0
+        there = True
+        while plan is not None:
+            there, plan = there and plan.kind in ("none", "frames", "lnln"), plan.then
+        state = _State(data, where if there else torch.device("cpu"))
+        plan, step = self, 0
         while plan is not None:
             turn = (epoch or 0) if plan.resample else "every epoch"
             # A second plan of the same seed must not repeat the numbers of the first: its place is part of the seed.
             _apply_plan(plan, state, _Source(state.ids, plan.seed, turn, step))
             plan, step = plan.then, step + 1
-        return state.mask(self, epoch if self.resample else None)
+        return state.mask(self, epoch if self.resample else None).to(where)
 
 
 def _plain(rates: Any) -> Any:
@@ -767,35 +783,74 @@ def _known(given: Iterable[str], names: Sequence[str], what: str) -> None:
         raise ValueError(f"{what}: unknown modalities {unknown}; the data set has {list(names)}")
 
 
+LNLN_RATES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+
+
+def lnln_protocol(
+    seed: int = 0,
+    static_masks: bool = False,
+    rates: Sequence[float] = LNLN_RATES,
+    test_seed: int = 1111,
+    keep_ends: Sequence[str] | None = None,
+) -> tuple[MissingPlan, dict[str, MissingPlan]]:
+    """LNLN's protocol, which DEAR inherits: (training plan, test plans by name "r=0.0" to "r=0.9").
+
+    Training draws a rate per sample and modality from U(0, 1), which is 0 for half of the samples of each modality,
+    anew in every epoch. Tests have one constant rate for all samples and modalities; their masks are those of
+    ``test_seed`` whatever the run's seed, so all runs are tested alike. Scores are reported as the mean over the rates.
+
+    seed : of training
+    static_masks : as the public code behaves: training draws once, from ``test_seed`` and not the run's seed, and
+        modalities whose sequences are equally long lose the same frames. (There, the choice of the half that loses
+        nothing alone follows the run's seed; here it does not.)
+    rates : of the tests, in [0, 1]
+    keep_ends : modalities whose first and last frame stay; default those of token ids. Name text that is stored as
+        features, whose [CLS] and [SEP] the protocol keeps too
+
+    A sample that would lose everything keeps one frame, so a rate of 1 needs text whose ends stay.
+    """
+    ends = None if keep_ends is None else tuple(keep_ends)
+    shared: bool | str = "equal" if static_masks else False
+    train = MissingPlan(
+        "lnln", seed=test_seed if static_masks else seed, resample=not static_masks, keep_ends=ends, shared=shared
+    )
+    tests = {
+        f"r={float(r)!r}": MissingPlan("lnln", float(r), seed=test_seed, keep_ends=ends, shared=shared) for r in rates
+    }
+    return train, tests
+
+
 class _State:
     """What is left of a data set while plans are applied to it, one row per real sample."""
 
-    def __init__(self, data: MultimodalBatch):
+    def __init__(self, data: MultimodalBatch, device: torch.device):
         if len(data) == 0:
             raise ValueError("dataset: expected at least one sample, got an empty one")
+        self.device = device
         if data.ids is None:
             raise ValueError("dataset: expected samples with ids, got a batch without")
         self.data, self.names = data, data.modalities
         self.rows: Tensor | None = None
-        ids = data.ids.cpu()
+        ids = data.ids.to(device)
         if len(data.shape) > 1:  # dialogues: every real utterance is a sample, keyed by dialogue and place
             if ids.ndim < len(data.shape):
-                place = torch.arange(math.prod(data.shape[1:])).reshape(1, *data.shape[1:]) + 1
+                place = torch.arange(math.prod(data.shape[1:]), device=device).reshape(1, *data.shape[1:]) + 1
                 ids = _mix_(ids.reshape(-1, *[1] * (len(data.shape) - 1)) * _GOLDEN + place)
             real = data.extras.get("utterance")
             if real is not None:
-                self.rows = real.cpu().reshape(-1).nonzero()[:, 0]
+                self.rows = real.to(device).reshape(-1).nonzero()[:, 0]
         self.ids = self.take(ids)
         if len(self.ids.unique()) != len(self.ids):
             raise ValueError("ids: expected every id once, got samples that share one; masks are keyed by id")
-        self.available = self.take(data.present.cpu()).clone()
+        self.available = self.take(data.present).clone()
         self.present = self.available.clone()
         self.observed: dict[str, Tensor] = {}
         self.restored = 0
 
     def take(self, x: Tensor) -> Tensor:
-        """``x`` [*N, ...] with one row per real sample, on the CPU."""
-        flat = x.cpu().flatten(0, len(self.data.shape) - 1) if len(self.data.shape) > 1 else x.cpu()
+        """``x`` [*N, ...] with one row per real sample, where the mask is drawn."""
+        x = x.to(self.device)
+        flat = x.flatten(0, len(self.data.shape) - 1) if len(self.data.shape) > 1 else x
         return flat if self.rows is None else flat[self.rows]
 
     def put(self, x: Tensor) -> Tensor:
@@ -828,7 +883,7 @@ class _State:
         return MissingMask(
             self.put(self.present),
             {name: self.put(keep) for name, keep in self.observed.items()},
-            self.data.ids.cpu(),
+            self.data.ids.to(self.device),
             self.names,
             plan=plan,
             epoch=epoch,
@@ -1000,7 +1055,7 @@ def _apply_frames(plan: MissingPlan, state: _State, source: _Source) -> None:
     for m, (name, asked) in enumerate(zip(names, rates, strict=True)):
         if asked == 0 and not training:
             continue
-        stream = "all" if plan.shared else name
+        stream = _stream(plan, name, base[name])
         key = source.key("frame", stream)
         if training:
             rate = source.uniform("rate", name)
@@ -1026,10 +1081,17 @@ def _apply_frames(plan: MissingPlan, state: _State, source: _Source) -> None:
     for m, name in enumerate(names):
         rows = lost[chosen == m]
         if len(rows):
-            key = source.key("frame", "all" if plan.shared else name)[rows]
+            key = source.key("frame", _stream(plan, name, base[name]))[rows]
             state.observed[name][rows, _last_to_go(key, base[name][rows])] = True
     present[lost, chosen] = True
     state.restored += len(lost)
+
+
+def _stream(plan: MissingPlan, name: str, base: Tensor) -> Any:
+    """What a modality's frame noise is keyed by: its name, or what it shares."""
+    if plan.shared == "equal":
+        return "length", base.shape[-1]
+    return "all" if plan.shared else name
 
 
 def _rate_per_sample(state: _State, source: _Source, name: str, asked: Any) -> Tensor:
@@ -1049,7 +1111,7 @@ def _rate_per_sample(state: _State, source: _Source, name: str, asked: Any) -> T
         return rate
     if isinstance(asked, list):
         return asked[0] + (asked[1] - asked[0]) * source.uniform("rate", name)
-    return torch.full((n,), float(asked), dtype=torch.float64)
+    return torch.full((n,), float(asked), dtype=torch.float64, device=state.ids.device)
 
 
 class MissingMask:
@@ -1114,6 +1176,22 @@ class MissingMask:
     def __len__(self) -> int:
         return len(self.present)
 
+    def to(self, device: torch.device | str) -> MissingMask:
+        """The mask with its tensors on another device; itself where they are there already."""
+        if self.present.device == torch.device(device):
+            return self
+        return MissingMask(
+            self.present.to(device),
+            {name: keep.to(device) for name, keep in self.observed.items()},
+            self.ids.to(device),
+            self.modalities,
+            plan=self.plan,
+            epoch=self.epoch,
+            available=self.available.to(device),
+            frames=self.frames,
+            restored=self.restored,
+        )
+
     def __repr__(self) -> str:
         report = self.achieved()
         parts = [f"{name} {rate:.1%}" for name, rate in report["rates"].items()]
@@ -1141,7 +1219,8 @@ class MissingMask:
 
     def rows(self, ids: Tensor) -> Tensor:
         """int64 [n]: the mask's rows of the samples ``ids``; ValueError naming the ids that it does not know."""
-        wanted = ids.cpu() if ids.ndim == 1 else ids.cpu().flatten(1)[:, 0].contiguous()
+        ids = ids.to(self.ids.device)
+        wanted = ids if ids.ndim == 1 else ids.flatten(1)[:, 0].contiguous()
         known, order = self._keys.sort()
         place = torch.searchsorted(known, wanted).clamp_max(len(known) - 1)
         strange = known[place] != wanted
@@ -1213,7 +1292,7 @@ class MissingMask:
         content = {
             "format": _FORMAT,
             "modalities": list(self.modalities),
-            "ids": self.ids,
+            "ids": self.ids.cpu(),
             "present": _packed(self.present),
             "available": _packed(self.available),
             "observed": {name: _packed(x) for name, x in self.observed.items()},
@@ -1283,7 +1362,7 @@ def _pack(mask: Tensor) -> Tensor:
 
 
 def _packed(mask: Tensor) -> tuple[list[int], Tensor]:
-    return list(mask.shape), _pack(mask)
+    return list(mask.shape), _pack(mask.cpu())
 
 
 def _unpacked(packed: tuple[list[int], Tensor]) -> Tensor:

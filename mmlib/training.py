@@ -489,7 +489,8 @@ def _scheduler(optimizer: torch.optim.Optimizer, config: TrainConfig, steps: int
 def _masked(train: MultimodalDataset, plan: MissingPlan | None, epoch: int, keep_complete: bool) -> MultimodalDataset:
     if plan is None:
         return train
-    return plan.draw(train, epoch=epoch if plan.resample else None).apply(train, keep_complete=keep_complete)
+    mask = plan.draw(train, epoch=epoch if plan.resample else None, device=train.device)
+    return mask.apply(train, keep_complete=keep_complete)
 
 
 def _permutation(n: int, seed: int, epoch: int) -> Tensor:

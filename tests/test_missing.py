@@ -27,6 +27,7 @@ from mmlib.missing import (
     frame_mask,
     heterogeneous_mask,
     imbalanced_mask,
+    lnln_protocol,
 )
 
 quick = settings(deadline=None, max_examples=30)
@@ -494,6 +495,73 @@ def test_lnln_training_rates():
     assert abs(torch.corrcoef(torch.stack(list(lost.values())))[0, 1]) < 0.08  # modalities are independent
     shared = MissingPlan("frames", 0.5, shared=True).draw(data)
     assert torch.equal(shared.observed["a"], shared.observed["v"])
+
+
+def test_shared_frames_of_equally_long_modalities():
+    rng = np.random.default_rng(0)
+    frames = {"language": 12, "audio": 30, "vision": 30}
+    data = MultimodalDataset.from_arrays({m: rng.normal(size=(40, T, 1)) for m, T in frames.items()}, np.arange(40) % 2)
+    seen = MissingPlan("lnln", 0.5, shared="equal").draw(data).observed
+    assert torch.equal(seen["audio"], seen["vision"])
+    assert not torch.equal(seen["language"], seen["audio"][:, :12])
+    assert MissingPlan.from_dict(MissingPlan("lnln", shared="equal").to_dict()).shared == "equal"
+    with pytest.raises(ValueError, match="shared: expected False, True or 'equal'"):
+        MissingPlan("lnln", shared="some")
+
+
+def test_lnln_protocol():
+    rng = np.random.default_rng(0)
+    frames = {"language": 12, "audio": 30, "vision": 30}
+    arrays = {m: rng.normal(size=(300, T, 1)) for m, T in frames.items()}
+    data = MultimodalDataset.from_arrays(arrays, np.arange(300) % 2)
+    train, tests = lnln_protocol(seed=3, keep_ends=["language"])
+    assert list(tests) == [f"r={r / 10}" for r in range(10)]
+    assert train == MissingPlan("lnln", seed=3, resample=True, keep_ends=("language",))
+    one, two = train.draw(data, epoch=1), train.draw(data, epoch=2)
+    assert one.fingerprint != two.fingerprint
+    for name, plan in tests.items():
+        mask = plan.draw(data)
+        rate = float(name[2:])
+        assert not mask.restored  # text keeps its ends, so nothing is left empty
+        for m in ("audio", "vision"):
+            assert mask.achieved()["frames"].get(m, 0.0) == pytest.approx(rate, abs=0.02)
+        if rate:
+            assert mask.achieved()["frames"]["language"] == pytest.approx(rate * 10 / 12, abs=0.03)
+            assert mask.observed["language"][:, [0, -1]].all()
+            assert not torch.equal(mask.observed["audio"], mask.observed["vision"])
+    # The tests do not follow the run's seed, training does; as released neither does, and nothing is drawn again.
+    other, same = lnln_protocol(seed=4, keep_ends=["language"])
+    assert same == tests
+    assert other.draw(data, epoch=1).fingerprint != one.fingerprint
+    (a, tests_a), (b, _) = (lnln_protocol(seed=s, static_masks=True) for s in (3, 4))
+    assert a == b
+    assert a.draw(data, epoch=1).fingerprint == a.draw(data, epoch=2).fingerprint
+    seen = tests_a["r=0.4"].draw(data).observed
+    assert torch.equal(seen["audio"], seen["vision"])
+    assert list(lnln_protocol(rates=[0.25, 1])[1]) == ["r=0.25", "r=1.0"]
+    with pytest.raises(ValueError, match="rates"):
+        lnln_protocol(rates=[1.5])
+
+
+def test_masks_are_drawn_where_asked():
+    data = toy(60, frames=(20, 20, 9))
+    for name in ("frames", "lnln", "lnln test", "bernoulli"):
+        here = PLANS[name].draw(data)
+        again = PLANS[name].draw(data, device="cpu")
+        assert here.fingerprint == again.fingerprint
+        assert here.to("cpu") is here
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize(
+    "plan", [MissingPlan("lnln", resample=True), MissingPlan("lnln", 0.4), MissingPlan("frames", 0.2)]
+)
+def test_masks_on_a_gpu_are_those_of_the_cpu(plan):
+    data = toy(200, frames=(20, 20, 9))
+    here, there = plan.draw(data, epoch=2), plan.draw(data.to("cuda"), epoch=2, device="cuda")
+    assert there.present.is_cuda
+    assert here.fingerprint == there.fingerprint
+    assert torch.equal(here.apply(data).present, there.apply(data.to("cuda")).present.cpu())
 
 
 def test_tokens_keep_their_ends():

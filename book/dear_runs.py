@@ -237,7 +237,7 @@ def selection() -> Cells:
 
 
 def protocol(config: Config) -> dict[str, Any]:
-    """LNLN's protocol for a run: ``train_plan``, ``valid_plan`` and the ten ``test`` plans, as `train_and_score` reads."""
+    """LNLN's protocol for a run: ``train_plan``, ``valid_plan`` and the ten ``test`` plans of `train_and_score`."""
     common = {"kind": "lnln"}
     if "keep_ends" in config:
         common["keep_ends"] = config["keep_ends"]

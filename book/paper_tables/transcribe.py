@@ -1,8 +1,9 @@
 """Transcribe the tables of a paper from its text: ``python -m book.paper_tables.transcribe mce PAPER.txt [FOLDER]``.
 
-The text is the paper as a text file whose tables are lines with tabs, each below its caption "Table n: ...". It is not
-in this repository; the CSVs that this script makes of it are. Every cell becomes one line, exactly as printed (no
-digit is dropped, ``**bold**`` and reference numbers are), and the number of cells of every table is asserted.
+The text is the paper as a text file whose tables are lines with tabs, each below its caption "Table n: ...", or above
+it where the paper has it so (`CAPTION_BELOW`). It is not in this repository; the CSVs that this script makes of it are.
+Every cell becomes one line, exactly as printed (no digit is dropped; ``**bold**``, underlines and reference numbers
+are), and the number of cells of every table is asserted.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ Cell = dict[str, str]
 def cell(row: str, column: str, text: str, group: str = "") -> Cell:
     """One cell: a number, "mean±spread", "[low, high]", or words."""
     found: Cell = {"group": _name(group), "row": _name(row), "column": _name(column)}
-    text = re.sub(r"\s*\\pm\s*", "±", text.replace("**", "").replace("$", "")).strip()
+    text = re.sub(r"</?u>", "", text.replace("**", "").replace("$", ""))
+    text = re.sub(r"\s*\\pm\s*", "±", text).strip()
     if interval := re.fullmatch(r"\[(-?[\d.]+), (-?[\d.]+)\]", text):
         found["low"], found["high"] = interval.groups()
     elif spread := re.fullmatch(r"(-?[\d.]+)±([\d.]+)", text):
@@ -41,17 +43,17 @@ def _name(text: str) -> str:
     return text.strip().rstrip(".")
 
 
-def lines_of(text: str, table: int) -> list[list[str]]:
-    """The lines below the caption of a table, split at their tabs."""
+def lines_of(text: str, table: int, above: bool = False) -> list[list[str]]:
+    """The lines below the caption of a table, or ``above`` it, split at their tabs."""
     lines = text.splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith(f"Table {table}:"))
     found: list[list[str]] = []
-    for line in lines[start + 1 :]:
+    for line in reversed(lines[:start]) if above else lines[start + 1 :]:
         if "\t" in line:
             found.append(line.split("\t"))
         elif found:
             break
-    return found
+    return found[::-1] if above else found
 
 
 def grid(lines: list[list[str]], group: str = "") -> Iterator[Cell]:
@@ -101,6 +103,92 @@ def batches(lines: list[list[str]]) -> Iterator[Cell]:
             yield cell(what, name, value, f"{stage.split()[0].lower()}, {'BraTS2020' if i < 4 else 'IEMOCAP'}")
 
 
+# DREAM
+
+
+def by_dataset(lines: list[list[str]]) -> Iterator[Cell]:
+    """Table 1: the data set is the first cell of the first of its rows; {l, a} becomes l+a."""
+    head, *body = lines
+    assert head[:2] == ["Dataset", "Models"], head
+    columns = [re.sub(r"[{}]", "", name).replace(", ", "+") for name in head[2:]]
+    dataset = ""
+    for line in body:
+        dataset = line[0] or dataset
+        assert len(line) == len(head), line
+        for column, value in zip(columns, line[2:], strict=True):
+            yield cell(line[1].removesuffix(" (Ours)"), column, value, dataset)
+
+
+def seconds(lines: list[list[str]]) -> Iterator[Cell]:
+    """Table 2: two columns, train and test, below each data set's name; the group is the data set."""
+    datasets, whats, *body = lines
+    names = [name for name in datasets[1:] if name]
+    assert whats[1:] == ["train", "test"] * len(names), whats
+    for line in body:
+        for i, value in enumerate(line[1:]):
+            yield cell(line[0].removesuffix("(ours)"), whats[1 + i], value, names[i // 2])
+
+
+def counts(lines: list[list[str]]) -> Iterator[Cell]:
+    """Table 3: whole numbers, printed with a comma at the thousands."""
+    return grid([lines[0], *([row, *(value.replace(",", "") for value in rest)] for row, *rest in lines[1:])])
+
+
+# DEAR
+
+
+def scores(lines: list[list[str]]) -> Iterator[Cell]:
+    """Most of its tables: the group is the data set, in a line above the head or before each block.
+
+    A cell "a / b" is two: negative against non-negative ("has0") and negative against positive ("non0").
+    """
+    head: list[str] = []
+    groups: list[str] = []
+    for line in lines:
+        if (line[0] and not any(line[1:])) or line[1] in ("MOSI", "MOSEI"):  # the names of data sets
+            groups, head = [], []
+            names = line if line[0] and not any(line[1:]) else ["", *line[1:]]
+            for name in names[1:] if names[0] == "" else [names[0]] * (len(names) - 1):
+                groups.append(name or groups[-1])
+        elif not head or line[1] == "Acc-7":
+            head = [name.rstrip("↓") for name in line]
+            groups = groups or [""] * (len(line) - 1)
+        else:
+            row = re.sub(r"[{}*]|\\mathcal", "", line[0])
+            for group, column, value in zip(groups, head[1:], line[1:], strict=True):
+                value = re.sub(r"</?u>", "", value)
+                parts = re.split(r"\s*/\s*", value)
+                for kind, part in zip((" has0", " non0") if len(parts) == 2 else ("",), parts, strict=True):
+                    yield cell(row, column + kind, part, group)
+
+
+def halves(lines: list[list[str]]) -> Iterator[Cell]:
+    """Table 4: two halves, both printed as MOSEI; the group counts them."""
+    head, *body = lines
+    columns = [re.sub(r"[{}$\\]", "", name).replace(", ", "+") for name in head[2:]]
+    half = 0
+    for line in body:
+        half += bool(line[0])
+        row = re.sub(r" (\[‡\] )?\(.*\)", "", line[1])
+        for column, value in zip(columns, line[2:], strict=True):
+            yield cell(row, column, value, f"MOSEI, {('first', 'second')[half - 1]}")
+
+
+def units(lines: list[list[str]]) -> Iterator[Cell]:
+    """Tables 8 and 9: a number's unit goes to its column's name."""
+    head, *body = lines
+    for line in body:
+        for column, value in zip(head[1:], line[1:], strict=True):
+            number, _, unit = value.partition(" ")
+            yield cell(line[0], f"{column} [{unit}]" if unit else column, number)
+
+
+def noise(lines: list[list[str]]) -> Iterator[Cell]:
+    """Table 11: a plain table whose rows are numbers, w_L becomes w L."""
+    return grid([[name.replace("_", " ") for name in lines[0]], *lines[1:]])
+
+
+CAPTION_BELOW = ("dream", "dear")  # the papers whose captions stand below their tables
 Reader = Callable[[list[list[str]]], Iterator[Cell]]
 TABLES: dict[str, dict[int, tuple[Reader, int]]] = {  # per paper and table: how it is read, how many cells it has
     "mce": {
@@ -112,7 +200,27 @@ TABLES: dict[str, dict[int, tuple[Reader, int]]] = {  # per paper and table: how
         6: (batches, 2 * 4 * 7),
         7: (grid, 2 * 4),
         8: (grid, 3 * 4),
-    }
+    },
+    "dear": {
+        1: (scores, 11 * 16),
+        2: (scores, 10 * 6),
+        3: (scores, 7 * (8 + 6)),
+        4: (halves, 2 * 7 * 7),
+        5: (grid, 3 * 6),
+        6: (scores, 4 * (8 + 6)),
+        7: (scores, 3 * (8 + 6)),
+        8: (units, 3 * 2),
+        9: (units, 2 * 5),
+        10: (scores, 7 * 8),
+        11: (noise, 4 * 4),
+        12: (scores, 4 * 8),
+        13: (scores, 4 * 8),
+        14: (scores, 5 * 8),
+        15: (scores, 11 * 8),
+        16: (scores, 11 * 8),
+        17: (scores, 11 * 6),
+    },
+    "dream": {1: (by_dataset, 3 * 8 * 8), 2: (seconds, 5 * 6), 3: (counts, 3 * 3)},
 }
 
 
@@ -120,7 +228,7 @@ def transcribe(paper: str, text: str) -> dict[str, str]:
     """The CSV text of every table of a paper by its name, such as ``mce-table2``."""
     made = {}
     for table, (read, count) in TABLES[paper].items():
-        cells = list(read(lines_of(text, table)))
+        cells = list(read(lines_of(text, table, paper in CAPTION_BELOW)))
         assert len(cells) == count, f"Table {table}: expected {count} cells, got {len(cells)}"
         places = {(c["group"], c["row"], c["column"]) for c in cells}
         assert len(places) == count, f"Table {table}: a cell occurs twice"

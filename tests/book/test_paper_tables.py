@@ -12,7 +12,11 @@ from book import build
 from book.paper_tables import COLUMNS, FOLDER, read
 from book.paper_tables.transcribe import TABLES, cell, transcribe
 
-COUNTS = {1: 28, 2: 91, 3: 30, 4: 90, 5: 30, 6: 56, 7: 8, 8: 12}
+COUNTS = {
+    "mce": {1: 28, 2: 91, 3: 30, 4: 90, 5: 30, 6: 56, 7: 8, 8: 12},
+    "dream": {1: 192, 2: 30, 3: 9},
+    "dear": dict(enumerate((176, 60, 98, 98, 18, 56, 42, 6, 10, 56, 16, 32, 32, 40, 88, 88, 66), 1)),
+}
 
 
 def value(frame: pd.DataFrame, row: str, column: str, group: str = "") -> pd.Series:
@@ -21,16 +25,69 @@ def value(frame: pd.DataFrame, row: str, column: str, group: str = "") -> pd.Ser
     return found.iloc[0]
 
 
-@pytest.mark.parametrize("table", COUNTS)
-def test_a_table_of_mce_has_all_its_cells_once(table: int) -> None:
-    frame = read(f"mce-table{table}")
-    assert len(frame) == COUNTS[table] == TABLES["mce"][table][1]
+@pytest.mark.parametrize(("paper", "table"), [(paper, table) for paper in COUNTS for table in COUNTS[paper]])
+def test_a_table_has_all_its_cells_once(paper: str, table: int) -> None:
+    frame = read(f"{paper}-table{table}")
+    assert len(frame) == COUNTS[paper][table] == TABLES[paper][table][1]
+    assert set(TABLES[paper]) == set(COUNTS[paper])
     assert not frame.duplicated(["group", "row", "column"]).any()
     assert tuple(frame.columns) == (*COLUMNS, "digits")
     assert frame["value"].notna().all()
 
 
-def test_cells_are_those_of_the_paper() -> None:
+def test_cells_are_those_of_dream() -> None:
+    scores = read("dream-table1")
+    assert list(scores["group"].unique()) == ["MOSI", "MOSEI", "IEMOCAP"]
+    assert list(scores["column"].unique()) == ["l", "a", "v", "l+a", "l+v", "a+v", "Avg", "l+a+v"]
+    assert len(scores["row"].unique()) == 8
+    assert value(scores, "DREAM", "a", "MOSI")["value"] == 59.61
+    assert value(scores, "CubeMLP", "l+a+v", "MOSI")["value"] == 82.57, "underlined"
+    assert value(scores, "MSPs", "Avg", "MOSEI")["value"] == 72.91
+    assert value(scores, "DREAM", "l+a+v", "IEMOCAP")["value"] == 85.84
+    times = read("dream-table2")
+    assert value(times, "DREAM", "train", "MOSEI")["value"] == 793.41
+    assert value(times, "pre-trained", "test", "IEMOCAP")["value"] == 1.21
+    assert value(times, "GCNet", "test", "MOSI")["value"] == 0.95
+    counts = read("dream-table3")
+    assert value(counts, "Pre-trained model", "MOSI")["value"] == 77762
+    assert value(counts, "Total", "IEMOCAP")["value"] == 3167795
+    parts = counts.pivot(index="row", columns="column", values="value")
+    assert (parts.loc["Pre-trained model"] + parts.loc["DREAM"] == parts.loc["Total"]).all()
+
+
+def test_cells_are_those_of_dear() -> None:
+    overall = read("dear-table1")
+    assert list(overall["group"].unique()) == ["MOSI", "MOSEI"]
+    assert len(overall["row"].unique()) == 11
+    assert value(overall, "LNLN", "Acc-2 has0", "MOSI")["value"] == 72.58, "underlined, with a star at its name"
+    assert value(overall, "LNLN", "Acc-2 non0", "MOSI")["value"] == 71.46
+    assert value(overall, "DEAR", "F1 non0", "MOSI")["value"] == 72.76
+    assert value(overall, "DAR", "Corr", "MOSEI")["value"] == 0.583
+    assert value(read("dear-table2"), "DEAR", "Acc-5")["value"] == 34.64
+    assert value(read("dear-table3"), "DEAR", "Acc-5", "SIMS")["value"] == 36.64, "as printed"
+    assert value(read("dear-table3"), "w/o L_uni", "MAE", "MOSI")["value"] == 1.055
+    subsets = read("dear-table4")
+    assert list(subsets["column"].unique()) == ["L", "A", "V", "L+A", "L+V", "V+A", "Avg"]
+    assert value(subsets, "GCNet", "Avg", "MOSEI, first")["value"] == 73.84
+    assert value(subsets, "DEAR", "V", "MOSEI, second")["value"] == 69.71
+    assert value(read("dear-table5"), "SIMS", "Language")["value"] == "Chinese"
+    assert value(read("dear-table6"), "0.5, 0.5, 0.5, 0.4", "Acc-2", "SIMS")["value"] == 73.72
+    assert value(read("dear-table7"), "6", "F1 has0", "MOSI")["value"] == 71.03
+    assert value(read("dear-table8"), "P-RMF", "Parameters [M]")["value"] == 117
+    assert value(read("dear-table9"), "WD", "Time/Epoch [s]")["value"] == 33
+    assert value(read("dear-table10"), "w/o HDCR", "Corr", "MOSEI")["value"] == 0.5
+    assert value(read("dear-table11"), "1.0", "w L")["value"] == 0.239
+    assert value(read("dear-table12"), "w/o SURE+DS", "Acc-2 has0", "MOSI")["value"] == 71.11
+    assert value(read("dear-table13"), "w/o language", "Corr")["value"] == 0.121
+    assert value(read("dear-table14"), "Gated Fusion", "F1 non0")["value"] == 70.10
+    for table, average in ((15, 33.80), (16, 45.46)):
+        rates = read(f"dear-table{table}")
+        assert list(rates["row"].unique()) == [*(f"{r / 10}" for r in range(10)), "Avg"]
+        assert value(rates, "Avg", "Acc-7")["value"] == average
+    assert value(read("dear-table17"), "0.0", "Acc-3")["digits"] == 1
+
+
+def test_cells_are_those_of_mce() -> None:
     assert value(read("mce-table1"), "Learning rate", "AudiovisionMNIST")["value"] == "1e-3"
     ablation = read("mce-table2")
     cells = value(ablation, "a", "IEMOCAP (Accuracy)")
@@ -71,6 +128,7 @@ def test_the_digits_of_a_value_are_those_printed() -> None:
         ("0.5000", {"value": "0.5000"}),
         ("3×10^{-4}", {"value": "3e-4"}),
         ("OneCycle [43]", {"value": "OneCycle"}),
+        ("<u>82.57</u>", {"value": "82.57"}),
     ],
 )
 def test_a_cell_is_split_into_its_numbers(text: str, expected: dict[str, str]) -> None:

@@ -18,6 +18,7 @@ import itertools
 import json
 import logging
 import math
+import os
 import platform
 import subprocess
 import traceback
@@ -525,6 +526,32 @@ def _dream(backbone: Any, setting: Setting, options: Mapping[str, Any]) -> Any:
     return model
 
 
+def _dear(backbone: Any, setting: Setting, options: Mapping[str, Any]) -> Any:
+    """DEAR, a whole model: the backbone has no part in it.
+
+    Among the options: ``text_encoder``, a `transformers` checkpoint, which data with token ids need
+    (``data_options={"text": "ids"}``): a folder below ``data_root`` or the environment variable ``MMLIB_DATA``, or a
+    name.
+    """
+    from .methods import DEAR
+
+    options = dict(options)
+    checkpoint, encoder = options.pop("text_encoder", None), None
+    if checkpoint is not None:
+        roots = [setting.config["data_root"], os.environ.get("MMLIB_DATA")]
+        places = [Path(root).expanduser() / checkpoint for root in roots if root]
+        place = next((str(p) for p in places if p.is_dir()), str(checkpoint))
+        encoder = copy.deepcopy(_text_encoder(place))
+    return DEAR.for_data(setting.train, encoder, **options)
+
+
+@functools.lru_cache(maxsize=1)
+def _text_encoder(checkpoint: str) -> Any:
+    from .data.text import load_encoder
+
+    return load_encoder(checkpoint)
+
+
 class _Hidden:
     """Carries a value past `lru_cache`, whose keys it leaves alone."""
 
@@ -601,12 +628,15 @@ BACKBONES: dict[str, Callable[[MultimodalDataset, Mapping[str, Any]], Any]] = {
     "cubemlp": _sequences("CubeMLPBackbone"),
 }
 METHODS: dict[str, Callable[[Any, Setting, Mapping[str, Any]], Any]] = {
+    "dear": _dear,
     "dream": _dream,
     "joint": _joint,
     "mbt_sample": _mbt_sample,
     "mce": _mce,
     "pmr": _pmr,
 }
+
+WHOLE = ("dear",)  # methods that are whole models; a config's backbone is not built for them
 
 DEFAULTS: Config = {
     "data": "digits",
@@ -666,7 +696,9 @@ def train_and_score(config: Config) -> Rows:
         masked, mask = drawn.apply(train), drawn.fingerprint
 
     with random_state(given["seed"]), _Memory() as memory:
-        backbone = BACKBONES[given["backbone"]](train, given["backbone_options"])
+        backbone = None
+        if given["method"] not in WHOLE:
+            backbone = BACKBONES[given["backbone"]](train, given["backbone_options"])
         setting = Setting(given, masked, valid, training)
         method = METHODS[given["method"]](backbone, setting, given["method_options"])
         history = fit(method, train, valid, training, train_plan=train_plan)

@@ -382,6 +382,17 @@ def test_train_and_score_on_scores() -> None:
     assert rows.predictions["complete"].dtype == np.float32
 
 
+def test_dear_is_a_whole_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {"width": 8, "heads": 2, "head_width": 4, "hidden": 8}
+    config = {**SMALL, "method": "dear", "method_options": sizes, "train_plan": {"kind": "lnln"}, "test": "complete"}
+    rows = train_and_score(config)
+    assert rows[-1]["method"] == "dear"
+    assert 0 <= rows[-1]["value"] <= 1
+    monkeypatch.setattr("mmlib.experiments._text_encoder", lambda place: torch.nn.Linear(1, 1))
+    with pytest.raises(ValueError, match="text_encoder: none of"):
+        train_and_score({**config, "method_options": {**sizes, "text_encoder": "some-name"}})
+
+
 def test_other_methods_join_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..batch import MultimodalDataset
-from . import avmnist, digits, iemocap, mfeat, mmsa, synthetic
+from . import avmnist, digits, iemocap, mfeat, mmsa, synthetic, text
 from ._shared import fingerprint
 from .pickles import safe_pickle_load
 
@@ -31,6 +31,7 @@ __all__ = [
     "options",
     "safe_pickle_load",
     "synthetic",
+    "text",
 ]
 
 _SOURCES: dict[str, Callable[..., dict[str, MultimodalDataset]]] = {

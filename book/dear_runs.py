@@ -10,18 +10,19 @@ schedule and learning rate. DEAR is 32 wide here, not 128.
 from __future__ import annotations
 
 import argparse
-import contextlib
+import functools
+import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from mmlib import MultimodalDataset, data, experiments, metrics
+from mmlib import MultimodalDataset, data, experiments, metrics, missing
 from mmlib.missing import MissingPlan
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -71,6 +72,14 @@ DATA: dict[str, Config] = {
         "train": {**TRAIN, "epochs": 20, "lr": 3e-3},
         "keep_ends": ["language"],
     },
+}
+ENCODER = "text-encoder"  # the `transformers` checkpoint below the data root
+# token ids, [UNK] for what is dropped, encoded again by a frozen pre-trained encoder; masks of training drawn once
+IDS: Config = {
+    "data": "mosi",
+    "data_options": {"max_frames": 24, "modalities": ["language", "audio"], "text": "ids"},
+    "train": DATA["mosi text and audio"]["train"],
+    "text_encoder": ENCODER,
 }
 METHODS: dict[str, Config] = {
     "joint training": {"method": "joint", "backbone_options": {"width": 32}},
@@ -157,6 +166,19 @@ def table1_synthetic() -> Cells:
 def table1_mosi() -> Cells:
     """The same on CMU-MOSI's text features and audio: (method,)."""
     return {(name,): [_config("mosi text and audio", name, seed) for seed in SEEDS] for name in METHODS}
+
+
+def table1_mosi_ids() -> Cells:
+    """The same with token ids, masked and encoded again: (method,)."""
+    return {(name,): [{**_config("mosi", name, s), **IDS, "test": "rates"} for s in SEEDS[:3]] for name in METHODS}
+
+
+def leak() -> Cells:
+    """How much stored token features tell of their dropped neighbours: (rate,)."""
+    return {
+        (rate,): [{**IDS, "train": {}, "method": "leak", "test": rate, "seed": 0, "profile": "book"}]
+        for rate in (RATES[1], RATES[5], RATES[9])
+    }
 
 
 def ablations_synthetic() -> Cells:
@@ -267,36 +289,91 @@ def score(config: Config) -> experiments.Rows:
     return experiments.Rows(kept, {} if config["test"] == "half" else smaller)
 
 
-@contextlib.contextmanager
-def _plans(
-    config: Config,
-) -> Iterator[tuple[dict[str, MultimodalDataset], MultimodalDataset, dict[str, MultimodalDataset]]]:
+Splits = dict[str, MultimodalDataset]
+
+
+def conditions(config: Config) -> tuple[Splits, MultimodalDataset, Splits]:
     """The splits, validation as it is selected on, and the test split at each rate with what was there before."""
     splits = data.load(config["data"], config.get("data_root"), **config["data_options"])
     asked = protocol(config)
     draw = lambda plan, split: MissingPlan.from_dict(plan).draw(split).apply(split, keep_complete=True)
     tests = {name: draw(plan, splits["test"]) for name, plan in asked["test"].items()}
-    yield splits, draw(asked["valid_plan"], splits["valid"]), tests
+    return splits, draw(asked["valid_plan"], splits["valid"]), tests
 
 
-def train(config: Config, hooks: tuple[Any, ...] = ()) -> tuple[Any, Any, dict[str, MultimodalDataset]]:
+@functools.lru_cache(maxsize=1)
+def encoded(root: str | None, checkpoint: str, options: str) -> tuple[MultimodalDataset, MultimodalDataset, Splits]:
+    """Train, validation and tests of MOSI with ids masked first and encoded then; training is masked once."""
+    from mmlib.data import text
+
+    encoder = text.load_encoder(Path(root or "") / checkpoint)
+    splits, valid, tests = conditions({"data": "mosi", "data_root": root, "data_options": json.loads(options)})
+    static = missing.lnln_protocol(static_masks=True)[0]
+    train = static.draw(splits["train"]).apply(splits["train"], keep_complete=True)
+    again = lambda split: text.encode(split, encoder)
+    return again(train), again(valid), {name: again(split) for name, split in tests.items()}
+
+
+def _encoded(config: Config) -> tuple[MultimodalDataset, MultimodalDataset, Splits]:
+    return encoded(config.get("data_root"), config["text_encoder"], json.dumps(config["data_options"]))
+
+
+def build(config: Config, split: MultimodalDataset) -> Any:
+    """The config's method for data like these."""
+    from mmlib.methods import DEAR, JointTraining
+
+    options = config.get("method_options", {})
+    if config["method"] == "dear":
+        return DEAR.for_data(split, **options)
+    return JointTraining(experiments.BACKBONES["generic"](split, config["backbone_options"]), **options)
+
+
+def train(config: Config, hooks: tuple[Any, ...] = ()) -> tuple[Any, Any, Splits]:
     """(trained method, its history, the test split at each rate)."""
-    from mmlib.methods import JointTraining
-    from mmlib.methods.dear import DEAR
     from mmlib.training import TrainConfig, fit, random_state
 
-    with _plans(config) as (splits, valid, tests), random_state(config["seed"]):
-        options = config.get("method_options", {})
-        if config["method"] == "dear":
-            method: Any = DEAR.for_data(splits["train"], **options)
-        else:
-            method = JointTraining(
-                experiments.BACKBONES["generic"](splits["train"], config["backbone_options"]), **options
-            )
-        plan = MissingPlan.from_dict({"seed": config["seed"], **protocol(config)["train_plan"]})
-        settings = TrainConfig(seed=config["seed"], device="cpu", **config["train"])
-        history = fit(method, splits["train"], valid, settings, train_plan=plan, hooks=hooks)
+    settings = TrainConfig(seed=config["seed"], device="cpu", **config["train"])
+    if "text_encoder" in config:
+        split, valid, tests = _encoded(config)
+        plan = None
+    else:
+        splits, valid, tests = conditions(config)
+        split, plan = splits["train"], MissingPlan.from_dict({"seed": config["seed"], **protocol(config)["train_plan"]})
+    with random_state(config["seed"]):
+        method = build(config, split)
+        history = fit(method, split, valid, settings, train_plan=plan, hooks=hooks)
     return method, history, tests
+
+
+def run_ids(config: Config) -> experiments.Rows:
+    """A run of `table1_mosi_ids`: the rows of `score`."""
+    from mmlib.training import predict
+
+    start = time.perf_counter()
+    method, history, tests = train(config)
+    rows, kept = experiments.Rows(), {"target": tests["r=0.0"].target.numpy()}
+    common = {k: config[k] for k in ("method", "data", "seed", "profile")}
+    common |= {"seconds": round(time.perf_counter() - start, 3), "device": "cpu, 1 thread"}
+    for name, split in tests.items():
+        said = predict(method, split)[:, 0].numpy()
+        scores = metrics.msa_scores(said, kept["target"])
+        rows += [{**common, "test": name, "metric": k, "value": v, "n": len(split)} for k, v in scores.items()]
+        kept[name] = said.astype(np.float16)
+    rows.predictions = kept
+    return rows
+
+
+def run_leak(config: Config) -> experiments.Rows:
+    """A run of `leak`, on the test split at one rate."""
+    from mmlib.data import text
+
+    start = time.perf_counter()
+    _, _, tests = conditions(config)
+    encoder = text.load_encoder(Path(config.get("data_root") or "") / config["text_encoder"])
+    found = text.leak(tests[config["test"]], encoder)
+    common = {k: config[k] for k in ("method", "data", "seed", "profile", "test")}
+    common |= {"seconds": round(time.perf_counter() - start, 3), "device": "cpu, 1 thread", "n": found["tokens"]}
+    return experiments.Rows({**common, "metric": k, "value": found[k]} for k in ("relative", "cosine"))
 
 
 def noisy(split: MultimodalDataset, name: str, sigma: float, seed: int = 0) -> MultimodalDataset:
@@ -323,9 +400,6 @@ def dropout_deviation(method: Any, split: MultimodalDataset, seed: int = 0) -> n
     return found.std(0).numpy()
 
 
-SUMMARY = ("gate", "entropy", "mae", "acc7")  # besides w, d and e of each modality
-
-
 def diagnose(method: Any, split: MultimodalDataset) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """(means over the samples of a condition, per-sample arrays) of what DEAR says."""
     found = method.diagnose(split)
@@ -350,14 +424,14 @@ def run_reliability(config: Config) -> experiments.Rows:
     start = time.perf_counter()
     method, history, tests = train(config)
     whole = tests["r=0.0"]
-    conditions = {**tests, **{f"sigma={s}": noisy(whole, "vision", s) for s in SIGMAS}}
+    asked = {**tests, **{f"sigma={s}": noisy(whole, "vision", s) for s in SIGMAS}}
     means, arrays = {}, {}
-    for name, split in conditions.items():
+    for name, split in asked.items():
         means[name], arrays[name] = diagnose(method, split)
     kept: dict[str, np.ndarray] = {"target": whole.target.numpy().astype(np.float16)}
     columns = sorted(next(iter(means.values())))
-    kept["summary"] = np.array([[means[name][c] for c in columns] for name in conditions], np.float32)
-    kept["conditions"], kept["columns"] = np.array(list(conditions)), np.array(columns)
+    kept["summary"] = np.array([[means[name][c] for c in columns] for name in asked], np.float32)
+    kept["conditions"], kept["columns"] = np.array(list(asked)), np.array(columns)
     for what in ("d", "e", "w", "said"):
         if config["method_options"].get("dropout") and what != "said":
             continue
@@ -366,7 +440,7 @@ def run_reliability(config: Config) -> experiments.Rows:
         kept["deviation"] = np.stack([dropout_deviation(method, tests[name]) for name in RATES]).astype(np.float16)
     common = {k: config[k] for k in ("method", "data", "seed", "profile")}
     common |= {"seconds": round(time.perf_counter() - start, 3), "device": "cpu, 1 thread", "n": len(whole)}
-    rows = experiments.Rows({**common, "test": t, "metric": "mae", "value": means[t]["mae"]} for t in conditions)
+    rows = experiments.Rows({**common, "test": t, "metric": "mae", "value": means[t]["mae"]} for t in asked)
     rows.predictions = kept
     return rows
 
@@ -375,7 +449,8 @@ class EveryEpoch:
     """A hook: all scores of the test split, mean over the ten rates, after every epoch."""
 
     def __init__(self, tests: dict[str, MultimodalDataset]):
-        self.tests, self.scores = tests, []
+        self.tests = tests
+        self.scores: list[dict[str, float]] = []
 
     def on_epoch_end(self, state: Any) -> None:
         from mmlib.training import predict
@@ -390,8 +465,8 @@ class EveryEpoch:
 def run_selection(config: Config) -> experiments.Rows:
     """A run of `selection`: each metric at the epoch that validation chooses, and at its own best epoch on test."""
     start = time.perf_counter()
-    with _plans(config) as (_, _, tests):
-        watch = EveryEpoch(tests)
+    _, _, tests = conditions(config)
+    watch = EveryEpoch(tests)
     _, history, _ = train(config, (watch,))
     chosen = watch.scores[history.best_epoch - 1]
     best = {k: (min if k == "mae" else max)(s[k] for s in watch.scores) for k in chosen}
@@ -409,6 +484,8 @@ TABLES: dict[str, Callable[[], Cells]] = {
     "ablations_synthetic": ablations_synthetic,
     "tuning": tuning,
     "table1_mosi": table1_mosi,
+    "leak": leak,
+    "table1_mosi_ids": table1_mosi_ids,
     "variants_synthetic": variants_synthetic,
     "budget": budget,
     "selection": selection,
@@ -420,16 +497,12 @@ TABLES: dict[str, Callable[[], Cells]] = {
 FILES = dict.fromkeys(
     ("table1_synthetic", "ablations_synthetic", "variants_synthetic", "sensitivity_synthetic", "readings"), "synthetic"
 )
-RUNNERS: dict[str, Callable[[Config], experiments.Rows]] = {"reliability": run_reliability, "selection": run_selection}
-
-
-def _dear(backbone: Any, setting: experiments.Setting, options: Any) -> Any:
-    from mmlib.methods.dear import DEAR
-
-    return DEAR.for_data(setting.train, **options)
-
-
-experiments.METHODS.setdefault("dear", _dear)
+RUNNERS: dict[str, Callable[[Config], experiments.Rows]] = {
+    "reliability": run_reliability,
+    "selection": run_selection,
+    "table1_mosi_ids": run_ids,
+    "leak": run_leak,
+}
 
 
 def path(table: str, results: Path = RESULTS) -> Path:

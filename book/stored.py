@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -88,6 +89,17 @@ SCORES = {
     "mae": Score(_average(lambda p, t: np.abs(p - t)), _ratio, lower=True, percent=False),
     "f1_non0": Score(_signs, _weighted_f1),
 }
+
+
+@lru_cache(maxsize=8)
+def _weights(seeds: int, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Resamples as counts: of seeds [RESAMPLES, seeds], which sum to 1, of samples [1 + RESAMPLES, n].
+
+    The first row of the second is the sample itself.
+    """
+    rng = np.random.default_rng(0)
+    of_seeds = rng.multinomial(seeds, np.full(seeds, 1 / seeds), RESAMPLES) / seeds
+    return of_seeds, np.vstack([np.ones((1, n)), rng.multinomial(n, np.full(n, 1 / n), RESAMPLES)])
 
 
 class Stored:
@@ -231,10 +243,7 @@ class Stored:
         if asked is None or (self.metric == "accuracy" and whole):
             return None
         n, seeds = len(kept[0][0]["target"]), len(kept)
-        rng = np.random.default_rng(0)
-        of_seeds = rng.multinomial(seeds, np.full(seeds, 1 / seeds), RESAMPLES) / seeds
-        of_samples = rng.multinomial(n, np.full(n, 1 / n), RESAMPLES)
-        weights = np.vstack([np.ones((1, n)), of_samples])  # the first row is the sample itself
+        of_seeds, weights = _weights(seeds, n)
         gaps = np.zeros((RESAMPLES + 1, seeds))
         for s, pair in enumerate(kept):
             for side, arrays in zip((1, -1), pair, strict=True):

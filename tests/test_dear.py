@@ -89,15 +89,16 @@ class Loop:
             x, frames = {}, {}
             for m in self.names:
                 where = self.frames(batch, m, b)
-                h[m] = {t: self.encode(m, self.value(batch, m, b, t)) for t in where}
+                h[m] = self.encode(m, {t: self.value(batch, m, b, t) for t in where})
                 rep[m] = self.hdcr(m, h[m])
                 if c.space == "raw":
                     shown[m] = {t: self.linear(f"hdcr.{m}.raw", v) for t, v in rep[m].items()}
                     x[m] = {t: self.value(complete, m, b, t) for t in where}
                 else:
                     shown[m] = rep[m]
-                    x[m] = {t: self.encode(m, self.value(complete, m, b, t)) for t in where}
-                frames[m] = [t for t in where if complete.observed[m][b, t]]
+                    x[m] = self.encode(m, {t: self.value(complete, m, b, t) for t in where})
+                there = [t for t in where if complete.observed[m][b, t]]
+                frames[m] = list(x[m]) if c.encoder == "tokens" else there
             found = self.assess(h, rep if c.stream_input == "reconstructed" else h)
             for key, value in found.items():
                 out[key].append(value)
@@ -158,12 +159,26 @@ class Loop:
         return self.linear(f"{name}.3", np.maximum(self.linear(f"{name}.0", x), 0))
 
     def encode(self, m, x):  # Eq. 5
-        return self.linear(f"encoder.{m}.project", self.normed(f"encoder.{m}.norm", x) if len(x) > 1 else x)
+        deep = m == self.query and self.c.text_layers
+        name = f"encoder.{m}.first" if deep else f"encoder.{m}"
+        if self.c.encoder == "tokens":
+            count = self.c.summary_tokens
+            h = {i: self.p[f"{name}.tokens"][i] for i in range(count)}
+            h |= {count + t: self.linear(f"{name}.project", v) for t, v in x.items()}
+            h = self.transformer(f"{name}.transformer", h, self.c.token_layers)
+            h = {i: h[i] for i in range(count)}
+        else:
+            normed = {t: self.normed(f"{name}.norm", v) if len(v) > 1 else v for t, v in x.items()}
+            h = {t: self.linear(f"{name}.project", v) for t, v in normed.items()}
+        return self.transformer(f"encoder.{m}.rest", h, self.c.text_layers) if deep else h
 
     def hdcr(self, m, h):
-        x = {t: v + self.p[f"hdcr.{m}.position"][t] for t, v in h.items()}
-        for i in range(self.c.layers):
-            x = self.layer(f"hdcr.{m}.layers.{i}", x)
+        return self.transformer(f"hdcr.{m}", h, self.c.layers)
+
+    def transformer(self, name, h, layers):
+        x = {t: v + self.p[f"{name}.position"][t] for t, v in h.items()}
+        for i in range(layers):
+            x = self.layer(f"{name}.layers.{i}", x)
         return x
 
     def layer(self, name, x):
@@ -299,6 +314,9 @@ OPTIONS = [
     {"error": "sum"},
     {"error_scale": "variance"},
     {"layers": 1},
+    {"reading": "table8"},
+    {"encoder": "tokens", "summary_tokens": 3, "token_layers": 1, "samples": "tokens"},  # as many as vision has frames
+    {"text_layers": 1, "query": "audio"},
 ]
 
 
@@ -476,6 +494,15 @@ def test_skipped_terms_are_in_the_history():
     assert [row["skipped_vision"] for row in history.epochs] == [2, 2]
     assert [row["skipped_joint"] for row in history.epochs] == [2, 2]
     assert "skipped_audio" not in history.epochs[0]
+
+
+def test_dropout_is_for_training():
+    batch = make_batch()
+    model = make(batch, dropout=0.5)
+    assert not torch.equal(model(batch).logits, model(batch).logits)
+    model.eval()
+    assert torch.equal(model(batch).logits, model(batch).logits)
+    torch.testing.assert_close(model.diagnose(batch).prediction, model(batch).logits)
 
 
 def test_subsampled_tokens():

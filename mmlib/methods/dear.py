@@ -225,13 +225,13 @@ class SummaryTokens(nn.Module):
 class _Deeper(nn.Module):
     """An encoder of Eq. 5 with Transformer layers behind it."""
 
-    def __init__(self, first: nn.Module, rest: nn.Module):
+    def __init__(self, first: nn.Module, rest: nn.Module, summary: bool):
         super().__init__()
-        self.first, self.rest = first, rest
+        self.first, self.rest, self.summary = first, rest, summary
 
     def forward(self, x: Tensor, valid: Tensor) -> Tensor:
         h = self.first(x, valid)
-        return self.rest(h, valid if h.shape[1] == valid.shape[1] else valid.new_ones(h.shape[:2]))[0]
+        return self.rest(h, valid.new_ones(h.shape[:2]) if self.summary else valid)[0]
 
 
 class _Projection(nn.Module):
@@ -484,7 +484,7 @@ class DEAR(nn.Module):
             first = _Projection(source, config.width)
         if m != self.query or not config.text_layers:
             return first
-        return _Deeper(first, Reconstruction(config, frames, config.text_layers))
+        return _Deeper(first, Reconstruction(config, frames, config.text_layers), config.encoder == "tokens")
 
     def train(self, mode: bool = True) -> DEAR:
         """As usual, but a frozen text encoder stays in eval mode."""
@@ -520,7 +520,7 @@ class DEAR(nn.Module):
             raw[m] = torch.where(seen[..., None], frames, 0).to(next(self.encoder[m].parameters()).dtype)
             seen = seen | ~seen.any(-1, keepdim=True)
             h[m] = self.encoder[m](raw[m], seen)
-            valid[m] = seen if h[m].shape[1] == seen.shape[1] else seen.new_ones(h[m].shape[:2])
+            valid[m] = seen.new_ones(h[m].shape[:2]) if self.config.encoder == "tokens" else seen
         return Encoded(h, valid, raw)
 
     def _read(self, ids: Tensor, attended: Tensor) -> Tensor:
@@ -553,11 +553,8 @@ class DEAR(nn.Module):
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.stop_complete):
                 whole = self.encode(complete)
         rows = known.present & torch.stack([known.valid[m].any(-1) for m in self.modalities], -1)
-        frames = {}
-        for m in self.modalities:
-            there = known.observed[m]
-            # What a token sums up is there where the sample is; an id that is kept at the ends is valid and observed.
-            frames[m] = there if there.shape == whole.valid[m].shape else whole.valid[m]
+        # What a token sums up is there where the sample is; else the frames that are there by nature.
+        frames = whole.valid if self.config.encoder == "tokens" else known.observed
         return whole, rows, frames
 
     def _target(self, whole: Encoded) -> dict[str, Tensor]:

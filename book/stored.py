@@ -56,7 +56,34 @@ def _weighted_f1(sums: np.ndarray) -> np.ndarray:
     return weighted / np.where(total > 0, total, np.nan)
 
 
+def _by_zero(p: np.ndarray, t: np.ndarray) -> np.ndarray:
+    """The columns of `_signs` for negative against non-negative, all samples."""
+    place = 2 * (t >= 0) + (p >= 0)
+    return (place[:, None] == np.arange(4)) * 1.0
+
+
+def _same_class(convention: str) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    said = lambda x: metrics.sentiment_classes(x, convention)
+    return _average(lambda p, t: (said(p) == said(t)) * 1.0)
+
+
+def _moments(p: np.ndarray, t: np.ndarray) -> np.ndarray:
+    return np.stack([np.ones(len(t)), p, t, p * p, t * t, p * t], 1)
+
+
+def _correlation(sums: np.ndarray) -> np.ndarray:
+    n, p, t, pp, tt, pt = (sums[..., k] for k in range(6))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (n * pt - p * t) / np.sqrt((n * pp - p * p) * (n * tt - t * t))
+
+
 SCORES = {
+    "acc7": Score(_same_class("acc7"), _ratio),
+    "acc5": Score(_same_class("acc5"), _ratio),
+    "acc2_has0": Score(_same_class("has0"), _ratio),
+    "acc2_non0": Score(lambda p, t: np.stack([((p > 0) == (t > 0)) * (t != 0), t != 0], 1) * 1.0, _ratio),
+    "f1_has0": Score(_by_zero, _weighted_f1),
+    "corr": Score(_moments, _correlation, percent=False),
     "accuracy": Score(_average(lambda p, t: (p == t) * 1.0), _ratio),
     "mae": Score(_average(lambda p, t: np.abs(p - t)), _ratio, lower=True, percent=False),
     "f1_non0": Score(_signs, _weighted_f1),

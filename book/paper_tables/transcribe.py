@@ -134,7 +134,61 @@ def counts(lines: list[list[str]]) -> Iterator[Cell]:
     return grid([lines[0], *([row, *(value.replace(",", "") for value in rest)] for row, *rest in lines[1:])])
 
 
-CAPTION_BELOW = ("dream",)  # the papers whose captions stand below their tables
+# DEAR
+
+
+def scores(lines: list[list[str]]) -> Iterator[Cell]:
+    """Most of its tables: the group is the data set, in a line above the head or before each block.
+
+    A cell "a / b" is two: negative against non-negative ("has0") and negative against positive ("non0").
+    """
+    head: list[str] = []
+    groups: list[str] = []
+    for line in lines:
+        if (line[0] and not any(line[1:])) or line[1] in ("MOSI", "MOSEI"):  # the names of data sets
+            groups, head = [], []
+            names = line if line[0] and not any(line[1:]) else ["", *line[1:]]
+            for name in names[1:] if names[0] == "" else [names[0]] * (len(names) - 1):
+                groups.append(name or groups[-1])
+        elif not head or line[1] == "Acc-7":
+            head = [name.rstrip("↓") for name in line]
+            groups = groups or [""] * (len(line) - 1)
+        else:
+            row = re.sub(r"[{}*]|\\mathcal", "", line[0])
+            for group, column, value in zip(groups, head[1:], line[1:], strict=True):
+                value = re.sub(r"</?u>", "", value)
+                parts = re.split(r"\s*/\s*", value)
+                for kind, part in zip((" has0", " non0") if len(parts) == 2 else ("",), parts, strict=True):
+                    yield cell(row, column + kind, part, group)
+
+
+def halves(lines: list[list[str]]) -> Iterator[Cell]:
+    """Table 4: two halves, both printed as MOSEI; the group counts them."""
+    head, *body = lines
+    columns = [re.sub(r"[{}$\\]", "", name).replace(", ", "+") for name in head[2:]]
+    half = 0
+    for line in body:
+        half += bool(line[0])
+        row = re.sub(r" (\[‡\] )?\(.*\)", "", line[1])
+        for column, value in zip(columns, line[2:], strict=True):
+            yield cell(row, column, value, f"MOSEI, {('first', 'second')[half - 1]}")
+
+
+def units(lines: list[list[str]]) -> Iterator[Cell]:
+    """Tables 8 and 9: a number's unit goes to its column's name."""
+    head, *body = lines
+    for line in body:
+        for column, value in zip(head[1:], line[1:], strict=True):
+            number, _, unit = value.partition(" ")
+            yield cell(line[0], f"{column} [{unit}]" if unit else column, number)
+
+
+def noise(lines: list[list[str]]) -> Iterator[Cell]:
+    """Table 11: a plain table whose rows are numbers, w_L becomes w L."""
+    return grid([[name.replace("_", " ") for name in lines[0]], *lines[1:]])
+
+
+CAPTION_BELOW = ("dream", "dear")  # the papers whose captions stand below their tables
 Reader = Callable[[list[list[str]]], Iterator[Cell]]
 TABLES: dict[str, dict[int, tuple[Reader, int]]] = {  # per paper and table: how it is read, how many cells it has
     "mce": {
@@ -146,6 +200,25 @@ TABLES: dict[str, dict[int, tuple[Reader, int]]] = {  # per paper and table: how
         6: (batches, 2 * 4 * 7),
         7: (grid, 2 * 4),
         8: (grid, 3 * 4),
+    },
+    "dear": {
+        1: (scores, 11 * 16),
+        2: (scores, 10 * 6),
+        3: (scores, 7 * (8 + 6)),
+        4: (halves, 2 * 7 * 7),
+        5: (grid, 3 * 6),
+        6: (scores, 4 * (8 + 6)),
+        7: (scores, 3 * (8 + 6)),
+        8: (units, 3 * 2),
+        9: (units, 2 * 5),
+        10: (scores, 7 * 8),
+        11: (noise, 4 * 4),
+        12: (scores, 4 * 8),
+        13: (scores, 4 * 8),
+        14: (scores, 5 * 8),
+        15: (scores, 11 * 8),
+        16: (scores, 11 * 8),
+        17: (scores, 11 * 6),
     },
     "dream": {1: (by_dataset, 3 * 8 * 8), 2: (seconds, 5 * 6), 3: (counts, 3 * 3)},
 }

@@ -15,6 +15,7 @@ from book.paper_tables.transcribe import TABLES, cell, transcribe
 COUNTS = {
     "mce": {1: 28, 2: 91, 3: 30, 4: 90, 5: 30, 6: 56, 7: 8, 8: 12},
     "dream": {1: 192, 2: 30, 3: 9},
+    "dear": dict(enumerate((176, 60, 98, 98, 18, 56, 42, 6, 10, 56, 16, 32, 32, 40, 88, 88, 66), 1)),
 }
 
 
@@ -52,6 +53,38 @@ def test_cells_are_those_of_dream() -> None:
     assert value(counts, "Total", "IEMOCAP")["value"] == 3167795
     parts = counts.pivot(index="row", columns="column", values="value")
     assert (parts.loc["Pre-trained model"] + parts.loc["DREAM"] == parts.loc["Total"]).all()
+
+
+def test_cells_are_those_of_dear() -> None:
+    overall = read("dear-table1")
+    assert list(overall["group"].unique()) == ["MOSI", "MOSEI"]
+    assert len(overall["row"].unique()) == 11
+    assert value(overall, "LNLN", "Acc-2 has0", "MOSI")["value"] == 72.58, "underlined, with a star at its name"
+    assert value(overall, "LNLN", "Acc-2 non0", "MOSI")["value"] == 71.46
+    assert value(overall, "DEAR", "F1 non0", "MOSI")["value"] == 72.76
+    assert value(overall, "DAR", "Corr", "MOSEI")["value"] == 0.583
+    assert value(read("dear-table2"), "DEAR", "Acc-5")["value"] == 34.64
+    assert value(read("dear-table3"), "DEAR", "Acc-5", "SIMS")["value"] == 36.64, "as printed"
+    assert value(read("dear-table3"), "w/o L_uni", "MAE", "MOSI")["value"] == 1.055
+    subsets = read("dear-table4")
+    assert list(subsets["column"].unique()) == ["L", "A", "V", "L+A", "L+V", "V+A", "Avg"]
+    assert value(subsets, "GCNet", "Avg", "MOSEI, first")["value"] == 73.84
+    assert value(subsets, "DEAR", "V", "MOSEI, second")["value"] == 69.71
+    assert value(read("dear-table5"), "SIMS", "Language")["value"] == "Chinese"
+    assert value(read("dear-table6"), "0.5, 0.5, 0.5, 0.4", "Acc-2", "SIMS")["value"] == 73.72
+    assert value(read("dear-table7"), "6", "F1 has0", "MOSI")["value"] == 71.03
+    assert value(read("dear-table8"), "P-RMF", "Parameters [M]")["value"] == 117
+    assert value(read("dear-table9"), "WD", "Time/Epoch [s]")["value"] == 33
+    assert value(read("dear-table10"), "w/o HDCR", "Corr", "MOSEI")["value"] == 0.5
+    assert value(read("dear-table11"), "1.0", "w L")["value"] == 0.239
+    assert value(read("dear-table12"), "w/o SURE+DS", "Acc-2 has0", "MOSI")["value"] == 71.11
+    assert value(read("dear-table13"), "w/o language", "Corr")["value"] == 0.121
+    assert value(read("dear-table14"), "Gated Fusion", "F1 non0")["value"] == 70.10
+    for table, average in ((15, 33.80), (16, 45.46)):
+        rates = read(f"dear-table{table}")
+        assert list(rates["row"].unique()) == [*(f"{r / 10}" for r in range(10)), "Avg"]
+        assert value(rates, "Avg", "Acc-7")["value"] == average
+    assert value(read("dear-table17"), "0.0", "Acc-3")["digits"] == 1
 
 
 def test_cells_are_those_of_mce() -> None:

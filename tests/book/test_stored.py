@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from book.stored import Stored
+from book.stored import SCORES, Stored
 from mmlib import experiments, metrics
 
 TARGET = np.arange(20) % 4
@@ -188,5 +188,16 @@ def test_accuracy_where_a_condition_leaves_nothing_counts_the_rest(tmp_path: Pat
 
 
 def test_an_unknown_metric_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"metric: expected one of \['accuracy', 'f1_non0', 'mae'\], got 'f2'"):
+    with pytest.raises(ValueError, match=r"metric: expected one of \['acc2_has0', .*'mae'\], got 'f2'"):
         Stored(tmp_path / "x.csv", {}, metric="f2")
+
+
+@pytest.mark.parametrize("metric", ["acc7", "acc5", "acc2_has0", "acc2_non0", "f1_has0", "f1_non0", "mae", "corr"])
+def test_every_score_of_a_regression_is_that_of_the_library(metric: str) -> None:
+    rng = np.random.default_rng(0)
+    target = rng.choice([-3.0, -1.4, -0.2, 0.0, 0.6, 2.4], 200)
+    said = target + rng.normal(0, 1.2, 200)
+    kind = SCORES[metric]
+    sums = kind.parts(said, target).sum(0)
+    assert kind.score(sums) == pytest.approx(metrics.msa_scores(said, target)[metric])
+    assert kind.lower == (metric == "mae")

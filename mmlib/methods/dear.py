@@ -25,8 +25,10 @@ from ..losses import mmd, sinkhorn, task_loss
 __all__ = [
     "DEAR",
     "READINGS",
+    "Assessed",
     "DEARConfig",
     "Diagnosis",
+    "Encoded",
     "Reconstruction",
     "SummaryTokens",
     "SynergisticAttention",

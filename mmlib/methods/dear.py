@@ -25,6 +25,7 @@ from ..losses import mmd, sinkhorn, task_loss
 __all__ = [
     "DEAR",
     "READINGS",
+    "Assessed",
     "DEARConfig",
     "Diagnosis",
     "Encoded",

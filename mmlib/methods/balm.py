@@ -84,11 +84,11 @@ class FeatureCalibration(nn.Module):
         """The features with zeros for what is not observed, and for utterances that are padding."""
         if batch.modalities != tuple(self.widths):
             raise ValueError(f"batch: expected the modalities {list(self.widths)}, got {list(batch.modalities)}")
+        lead = len(batch.shape)
         for name, x in batch.features.items():
-            if (
-                not x.is_floating_point()
-                or as_frames(x[:1].flatten(0, len(batch.shape) - 1)).shape[-1] != (self.widths[name])
-            ):
+            axis = frame_axis(x, lead)
+            width = x.shape[lead:axis].numel() * x.shape[axis + 1 :].numel()
+            if not x.is_floating_point() or width != self.widths[name]:
                 raise ValueError(
                     f"features[{name!r}]: expected floats with {self.widths[name]} values a frame, got {x.dtype} "
                     f"{tuple(x.shape)}"
@@ -198,28 +198,30 @@ def modulation_coefficients(discrepancy: Tensor, rho: float) -> Tensor:
 
 
 def spatial_modulation(
-    fused: Tensor, unimodal: Tensor, coefficients: Tensor, form: str = "abs"
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    fused: Tensor, unimodal: Tensor, coefficients: Tensor, form: str = "abs", heads: bool = True
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Eqs. 23-26 and their derivatives: weights [P] and [M, P], mu/rho [M] -> cosines [M], L_mod, and dL_mod/dweights.
 
     form : "abs", mean |c_m cos_m|, which pulls the cosines to 0 (the release); "cggm", (sum |c_m| - sum c_m cos_m) / M,
         which pulls them to 1 where c_m > 0 (CGGM)
+    heads : also the derivative by the unimodal weights; else None
 
     A weight of norm 0 has cosine 0 and no derivative.
     """
     lengths, length = torch.linalg.vector_norm(unimodal, dim=1), torch.linalg.vector_norm(fused)
-    product = lengths * length
-    inverse = torch.where(product > 0, 1 / product, 0)
+    inverse = _inverse(lengths * length)
     cosine = (unimodal @ fused) * inverse
     value, slope = _spatial(cosine, coefficients, form)
-    to_fused = (slope * inverse) @ unimodal - (slope * cosine).sum() * _unit(fused, length)
-    along = torch.where(lengths > 0, cosine / lengths.square(), 0)
-    to_unimodal = slope[:, None] * (inverse[:, None] * fused - along[:, None] * unimodal)
-    return cosine, value, to_fused, to_unimodal
+    to_fused = (slope * inverse) @ unimodal - (slope @ cosine) * _inverse(length.square()) * fused
+    if not heads:
+        return cosine, value, to_fused, None
+    along = cosine * _inverse(lengths.square())
+    return cosine, value, to_fused, slope[:, None] * (inverse[:, None] * fused - along[:, None] * unimodal)
 
 
-def _unit(x: Tensor, length: Tensor) -> Tensor:
-    return torch.where(length > 0, x / length.square(), 0)
+def _inverse(x: Tensor) -> Tensor:
+    """1 / x, and 0 where x is 0."""
+    return torch.where(x > 0, 1 / x, 0)
 
 
 def _spatial(cosine: Tensor, c: Tensor, form: str) -> tuple[Tensor, Tensor]:
@@ -582,13 +584,13 @@ class GradientRebalancing(nn.Module):
         n, M = target.numel(), len(self.modalities)
         z = self._encodings(encodings, n, lead)
         y, fused = target.reshape(n), logits.reshape(n, K)
-        real = torch.ones(n, dtype=torch.bool, device=y.device) if counted is None else counted.reshape(n)
-        mask = real.expand(M, n)
+        real = None if counted is None else counted.reshape(n)
+        mask = None if real is None else real.expand(M, n)
         if config.rows == "present":
             if present is None or present.shape != (*target.shape, M):
                 shape = None if present is None else tuple(present.shape)
                 raise ValueError(f"present: expected bool {(*target.shape, M)} for rows='present', got {shape}")
-            mask = mask & present.reshape(n, M).T
+            mask = present.reshape(n, M).T if mask is None else mask & present.reshape(n, M).T
 
         _, said = self.heads(z)
         each = self.criterion(said.reshape(M * n, K), y.repeat(M)).reshape(M, n)
@@ -596,20 +598,20 @@ class GradientRebalancing(nn.Module):
         losses = {"unimodal": unimodal}
         with torch.no_grad():
             apart = discrepancies(fused.detach(), said.detach(), y, config.discrepancy)
-            stats = torch.stack([torch.where(mask, apart, 0).sum(-1), mask.sum(-1).to(apart)])
-        cosine = torch.zeros_like(stats[0])
+            if mask is None:
+                rows = [apart.sum(-1), apart.new_full((M,), n)]
+            else:
+                rows = [torch.where(mask, apart, 0).sum(-1), mask.sum(-1).to(apart)]
         if config.cos_on == "grad":
-            task = _mean(self.criterion(fused, y), real)
-            cosine, term = self._gradient_cosines(task, unimodal)
+            cosine, term = self._gradient_cosines(_mean(self.criterion(fused, y), real), unimodal)
+            rows += [cosine.detach().to(apart), apart.new_ones(M)]
         else:
             term = self.lmod_value + _only_gradient((self._output[0] * self.lmod_fused).sum())
             if config.lmod_heads:
                 term = term + _only_gradient((self.heads.weight * self.lmod_unimodal).sum())
         if config.tau:
             losses["modulation"] = config.tau * term
-        new = torch.cat([stats, torch.stack([cosine.detach().to(stats), torch.ones_like(stats[0])])])
-        new = new.double() if new.dtype == torch.float64 else new.float()
-        new = new if self.counts else torch.zeros_like(new)
+        new = torch.stack(rows) if self.counts else torch.zeros_like(torch.stack(rows))
         self._pending = new if self._pending is None else self._pending + new
         return losses
 
@@ -647,11 +649,11 @@ class GradientRebalancing(nn.Module):
         c = self._paired(torch.nan_to_num(self.mu) / config.rho)
         if config.cos_on == "weight":
             cosine, value, fused, unimodal = spatial_modulation(
-                self._output[0].flatten(), self.heads.weight.flatten(1), c, config.lmod
+                self._output[0].flatten(), self.heads.weight.flatten(1), c, config.lmod, config.lmod_heads
             )
             self.lmod_value.copy_(value * self.active)
             self.lmod_fused.copy_(fused.view_as(self.lmod_fused) * self.active)
-            if config.lmod_heads:
+            if unimodal is not None:
                 self.lmod_unimodal.copy_(unimodal.view_as(self.lmod_unimodal) * self.active)
         else:
             cosine = stats[2] / stats[3].clamp_min(1)
@@ -705,9 +707,9 @@ class GradientRebalancing(nn.Module):
 _LAST = ("discrepancy", "change", "mu", "cosine", "rms_before", "rms_after")
 
 
-def _mean(each: Tensor, mask: Tensor) -> Tensor:
+def _mean(each: Tensor, mask: Tensor | None) -> Tensor:
     """Mean over the last axis where the mask is True; 0 where it never is."""
-    return torch.where(mask, each, 0).sum(-1) / mask.sum(-1).clamp_min(1)
+    return each.mean(-1) if mask is None else torch.where(mask, each, 0).sum(-1) / mask.sum(-1).clamp_min(1)
 
 
 def _only_gradient(x: Tensor) -> Tensor:
@@ -804,7 +806,7 @@ class BALM(nn.Module):
         logits = self.backbone.decode(self.backbone.fuse(h, batch.present, batch))
         y, real = batch.target.flatten(), batch.extras.get("utterance")
         each = self.criterion(logits.flatten(0, -2), y)
-        losses = {"task": each.mean() if real is None else _mean(each, real.flatten())}
+        losses = {"task": _mean(each, None if real is None else real.flatten())}
         if self.rebalancing is not None:
             z = h if self.encodings is None else self.encodings(batch, h)
             losses.update(self.rebalancing(logits, batch.target, z, batch.present, real))

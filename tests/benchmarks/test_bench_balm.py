@@ -1,0 +1,109 @@
+"""Speed of a BALM step, FCM and GRM together, over the same step of the plain backbone.
+
+A step is everything that training does with a batch: forward, backward, what the method does to the gradients,
+clipping to norm 2, Adam.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from mmlib import BALM, MultimodalBatch
+from mmlib.backbones import AVMNISTBackbone, GenericBackbone, GenericConfig, MMINBackbone, MMINConfig
+from mmlib.methods import CGGM, OGMGE, JointTraining
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
+NETS = {  # shapes of a sample, leading shape, classes
+    "dialogues": ({"audio": (1, 1582), "language": (1, 1024), "vision": (1, 342)}, (16, 50), 6),  # as on IEMOCAP
+    "digits": ({"left": (8, 4), "right": (8, 4), "projection": (1, 16)}, (64,), 10),
+    "sequences": ({"audio": (64, 130), "vision": (50, 342), "language": (22, 1024)}, (128,), 4),  # the MMIN nets
+    "avmnist": ({"image": (1, 28, 28), "audio": (1, 20, 20)}, (128,), 10),
+}
+
+
+def make(net: str, device: str) -> tuple[nn.Module, MultimodalBatch]:
+    shapes, lead, classes = NETS[net]
+    torch.manual_seed(0)
+    present = torch.rand(*lead, len(shapes)) < torch.tensor([0.5, 0.3, 0.7])[: len(shapes)]
+    present[..., 0] |= ~present.any(-1)
+    batch = MultimodalBatch(
+        {name: torch.randn(*lead, *shape) for name, shape in shapes.items()},
+        torch.ones_like(present),
+        target=torch.randint(0, classes, lead),
+    ).drop(present=present)
+    if net == "avmnist":
+        backbone: nn.Module = AVMNISTBackbone()
+    elif net == "sequences":
+        kinds = {name: "textcnn" if name == "language" else "lstm" for name in shapes}
+        backbone = MMINBackbone(MMINConfig({name: shape[-1] for name, shape in shapes.items()}, nets=kinds))
+    else:
+        backbone = GenericBackbone(GenericConfig(shapes, classes, width=200 if net == "dialogues" else 64))
+    return backbone.to(device), batch.to(device)
+
+
+def step(method: nn.Module, batch: MultimodalBatch) -> Callable[[], None]:
+    method.train()
+    optimizer = torch.optim.Adam(method.parameters(), 1e-3)
+    rebalance = getattr(method, "rebalance", lambda: None)
+
+    def one() -> None:
+        torch.stack(list(method(batch).losses.values())).sum().backward()
+        rebalance()
+        nn.utils.clip_grad_norm_(method.parameters(), 2.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return one
+
+
+def ratio(ours: Callable[[], None], base: Callable[[], None], repeats: int = 30) -> float:
+    """Ours over base, the best time of each, in turns; on a CPU the time that this process really ran."""
+    gpu = torch.cuda.is_available()
+    clock = time.perf_counter if gpu else time.process_time
+    times: list[list[float]] = [[], []]
+    for repeat in range(repeats + 3):
+        for kept, run in zip(times, (ours, base), strict=True):
+            if gpu:
+                torch.cuda.synchronize()
+            start = clock()
+            run()
+            if gpu:
+                torch.cuda.synchronize()
+            if repeat >= 3:
+                kept.append(clock() - start)
+    return min(times[0]) / min(times[1])
+
+
+@pytest.mark.benchmark(group="BALM step over the plain step")
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("net", sorted(NETS))
+def test_step_over_the_plain_step(benchmark, net, device):
+    """FCM and GRM together; the aim is 1.25."""
+    backbone, batch = make(net, device)
+    plain = step(JointTraining(backbone), batch)
+    shapes = NETS[net][0]
+    balm = step(BALM(make(net, device)[0], shapes).to(device), batch)
+    benchmark(balm)
+    parts = {
+        "over_plain": ratio(balm, plain),
+        "calibration_alone": ratio(step(BALM(make(net, device)[0], shapes, variant="+FCM").to(device), batch), plain),
+        "rebalancing_alone": ratio(step(BALM(make(net, device)[0], variant="+GRM").to(device), batch), plain),
+    }
+    benchmark.extra_info.update({name: round(value, 2) for name, value in parts.items()})
+    print(f"\n{net} on {device}: " + ", ".join(f"{name} {value:.2f}" for name, value in parts.items()))
+
+
+@pytest.mark.benchmark(group="BALM step over the plain step")
+@pytest.mark.parametrize("method", [CGGM, OGMGE], ids=["cggm", "ogm_ge"])
+def test_baselines_over_the_plain_step(benchmark, method):
+    backbone, batch = make("sequences", "cpu")
+    plain, ours = step(JointTraining(backbone), batch), step(method(make("sequences", "cpu")[0]), batch)
+    benchmark(ours)
+    value = ratio(ours, plain)
+    benchmark.extra_info["over_plain"] = round(value, 2)
+    print(f"\n{method.__name__}: {value:.2f} times the plain step")

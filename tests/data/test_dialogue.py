@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmlib import data
+from mmlib import MultimodalBatch, MultimodalDataset, data
 from mmlib.data import dialogue
 from mmlib.missing import MissingPlan
 
@@ -298,6 +298,31 @@ def test_masks_are_drawn_by_utterance(tmp_path):
             assert abs(achieved["rates"][m] - (rate - 0.105 / 3)) < 0.02
         patterns = [len({tuple(p) for p in mask.apply(whole).present[b].tolist()}) for b in range(len(d))]
         assert (np.mean(patterns) < 3) == (assign == "blocked")
+
+
+@pytest.mark.parametrize("assign", ["shuffled", "blocked"])
+def test_masks_of_iemocaps_size(assign):
+    """BALM's Eq. 36 on 5,810 utterances in 120 dialogues: its pattern counts, and the rates that they come to."""
+    lengths = torch.tensor([48] * 119 + [98])
+    real = torch.arange(98) < lengths[:, None]
+    present = real[..., None].repeat(1, 1, 3)
+    batch = MultimodalBatch(
+        {m: torch.ones(120, 98, 1, 1) for m in dialogue.MODALITIES},
+        present,
+        ids=torch.arange(120),
+        extras={"utterance": real},
+    )
+    rates = {"audio": 0.5, "language": 0.7, "vision": 0.3}
+    mask = MissingPlan("imbalanced", rates=rates, seed=2, assign=assign).draw(MultimodalDataset(batch))
+    achieved = mask.achieved()
+    assert achieved["samples"] == 5810
+    counts = {"111": 610, "110": 261, "011": 610, "101": 1423, "100": 814, "010": 465, "001": 1627}
+    assert achieved["patterns"] == counts
+    for m, rate in {"audio": 0.4651, "language": 0.6651, "vision": 0.2651}.items():
+        assert achieved["rates"][m] == pytest.approx(rate, abs=5e-5)
+    assert not mask.present[~real].any()
+    uniform = sum(len(set(map(tuple, mask.present[b][real[b]].tolist()))) == 1 for b in range(120))
+    assert (uniform > 60) == (assign == "blocked")  # whole dialogues of one pattern: the released habit
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------

@@ -61,7 +61,7 @@ METHODS: dict[str, Config] = {
     "backbone": {"method": "joint"},
     "+BALM": {"method": "balm"},
     "+FCM": {"method": "balm", "method_options": {"variant": "+FCM"}},
-    "BALM-D": {"method": "balm", "method_options": {"variant": "BALM-D"}},
+    "BALM-D": {"method": "balm", "method_options": {"variant": "BALM-D", "tau": 0.0}},
     "BALM-S": {"method": "balm", "method_options": {"variant": "BALM-S"}},
     "BALM-M": {"method": "balm", "method_options": {"variant": "BALM-M"}},
     "CGGM": {"method": "cggm"},
@@ -113,6 +113,34 @@ def settings_mosi() -> Cells:
 def variants_conversations() -> Cells:
     """Tables 10 and 13 to 15, and other methods, in two settings of the central table: (method, setting)."""
     return _settings("conversations", tuple(METHODS), (CONFIG_B, CONFIG_A))
+
+
+def subsets_conversations() -> Cells:
+    """Tables 8 and 9: a net for each subset of the modalities, trained and tested on it: (method, subset, setting).
+
+    One modality has nothing to rebalance; +BALM is +FCM there."""
+    sets = experiments.subsets(("audio", "language", "vision"))
+    cells: Cells = {}
+    for setting in (CONFIG_B, CONFIG_A):
+        for subset, modalities in sets.items():
+            rates = tuple(
+                r for r, m in zip(SETTINGS[setting], sets["audio+language+vision"], strict=True) if m in modalities
+            )
+            for name in ("backbone", "+BALM"):
+                given = "+FCM" if name == "+BALM" and len(modalities) == 1 else name
+                cells[name, subset, setting] = [
+                    _config(
+                        "conversations",
+                        given,
+                        rates,
+                        seed,
+                        modalities=modalities,
+                        test={"same": plan(rates)},
+                        **({"train_plan": None, "test": "complete"} if len(modalities) == 1 else {}),
+                    )
+                    for seed in SEEDS[:3]
+                ]
+    return cells
 
 
 def shared_conversations() -> Cells:

@@ -330,6 +330,7 @@ TABLES: dict[str, Callable[[], Cells]] = {
     "readings_digits": readings_digits,
     "settings_avmnist": settings_avmnist,
     "backbones_conversations": backbones_conversations,
+    "subsets_conversations": subsets_conversations,
     "fullgrid_conversations": fullgrid_conversations,
 }
 FILES = {  # tables that share runs with another one share its file

@@ -1,7 +1,8 @@
 """Transcribe the tables of a paper from its text: ``python -m book.paper_tables.transcribe mce PAPER.txt [FOLDER]``.
 
-The text is the paper as a text file whose tables are lines with tabs, each below its caption "Table n: ...", or above
-it where the paper has it so (`CAPTION_BELOW`). It is not in this repository; the CSVs that this script makes of it are.
+The text is the paper as a text file, ``PAPER.txt`` (BALM's is that of its supplement), whose tables are lines with tabs
+or between bars, each below its caption "Table n: ..." or "Table n. ...", or above it (`CAPTION_BELOW`). It is not in
+this repository; the CSVs that this script makes of it are.
 Every cell becomes one line, exactly as printed (no digit is dropped; ``**bold**``, underlines and reference numbers
 are), and the number of cells of every table is asserted.
 """
@@ -46,11 +47,14 @@ def _name(text: str) -> str:
 def lines_of(text: str, table: int, above: bool = False) -> list[list[str]]:
     """The lines below the caption of a table, or ``above`` it, split at their tabs."""
     lines = text.splitlines()
-    start = next(i for i, line in enumerate(lines) if line.startswith(f"Table {table}:"))
+    start = next(i for i, line in enumerate(lines) if line.startswith((f"Table {table}:", f"Table {table}.")))
     found: list[list[str]] = []
     for line in reversed(lines[:start]) if above else lines[start + 1 :]:
         if "\t" in line:
             found.append(line.split("\t"))
+        elif line.startswith("|"):
+            if not re.fullmatch(r"[|\s:-]+", line):
+                found.append([part.strip() for part in line.strip().strip("|").split("|")])
         elif found:
             break
     return found[::-1] if above else found
@@ -188,7 +192,81 @@ def noise(lines: list[list[str]]) -> Iterator[Cell]:
     return grid([[name.replace("_", " ") for name in lines[0]], *lines[1:]])
 
 
+# BALM's supplement
+
+
+def _plug_in(text: str) -> str:
+    """GCNet _{+BALM} and GCNet_{+BALM-M} without markup."""
+    return re.sub(r"\s*_\{(\+[\w-]+)\}", r"\1", text.replace("$", ""))
+
+
+def sizes(lines: list[list[str]]) -> Iterator[Cell]:
+    """Table 5: dialogues and utterances; where two splits are printed as one, it is train and valid together."""
+    for row, *values in lines[2:]:
+        for group, three in (("dialogues", values[:3]), ("utterances", values[3:])):
+            names = ["train", "valid", "test"] if three[2] else ["train and valid", "test"]
+            for name, value in zip(names, [v for v in three if v], strict=True):
+                yield cell(row, name, value, group)
+
+
+def settings(lines: list[list[str]]) -> Iterator[Cell]:
+    """Table 6: a value a data set, or one for both."""
+    head, *body = lines
+    for row, *values in body:
+        for column, value in zip(head[1:], values, strict=True) if values[1] else [("both", values[0])]:
+            yield {"group": "", "row": row.replace("$", ""), "column": column, "value": value.replace("$", "")}
+
+
+def two_grids(lines: list[list[str]]) -> Iterator[Cell]:
+    """Table 7: two grids side by side, tau down and rho across; the heads of the columns are those of Config A."""
+    rhos = ["1.0", "1.2", "1.4", "1.6", "1.8"]
+    assert all(rho in lines[1] for rho in rhos), lines[1]
+    for line in lines[2:]:
+        assert len(line) == 14, line
+        assert line[1] == line[8], line
+        for group, values in (("A", line[2:7]), ("B", line[9:])):
+            for rho, value in zip(rhos, values, strict=True):
+                yield cell(line[1], rho, value, group)
+
+
+def by_setting(lines: list[list[str]]) -> Iterator[Cell]:
+    """Tables 8 and 9: the setting is the first cell of the first of its rows."""
+    head, *body = lines
+    group = ""
+    for line in body:
+        group = line[0] or group
+        for column, value in zip(head[2:], line[2:], strict=True):
+            yield cell(_plug_in(line[1]), column, value, group)
+
+
+def under_two_heads(lines: list[list[str]]) -> Iterator[Cell]:
+    """Tables 10 and 13: a data set, below it two models, below each Acc and w-F1."""
+    datasets, models, scores, *body = lines
+    names, models = [d for d in datasets[1:] if d], [m for m in models[1:] if m]
+    assert len(models) == 4, models
+    assert scores[1:] == ["Acc", "w-F1"] * 4, scores
+    for row, *values in body:
+        for i, value in enumerate(values):
+            yield cell(row, f"{_plug_in(models[i // 2])} {scores[1 + i]}", value, names[i // 4])
+
+
+def by_model(lines: list[list[str]]) -> Iterator[Cell]:
+    """Tables 11, 12, 14 and 15: below each model Acc, where an arrow is printed the gap to BALM, and w-F1."""
+    models, scores, *body = lines
+    names = [_plug_in(m) for m in models[1:] if m]
+    assert scores[1:] == ["Acc", "w-F1"] * len(names), scores
+    for row, *values in body:
+        for i, value in enumerate(values):
+            number, arrow, gap = re.fullmatch(
+                r"(.*?)(?:\s*\\(down|up)arrow ([\d.]+))?", value.replace("$", "")
+            ).groups()  # type: ignore[union-attr]
+            yield cell(row, scores[1 + i], number, names[i // 2])
+            if arrow:
+                yield cell(row, "gap", f"{'-' if arrow == 'down' else ''}{gap}", names[i // 2])
+
+
 CAPTION_BELOW = ("dream", "dear")  # the papers whose captions stand below their tables
+TEXTS = {"balm": "balm_supplement"}  # where the text of a paper is not named after it
 Reader = Callable[[list[list[str]]], Iterator[Cell]]
 TABLES: dict[str, dict[int, tuple[Reader, int]]] = {  # per paper and table: how it is read, how many cells it has
     "mce": {
@@ -219,6 +297,19 @@ TABLES: dict[str, dict[int, tuple[Reader, int]]] = {  # per paper and table: how
         15: (scores, 11 * 8),
         16: (scores, 11 * 8),
         17: (scores, 11 * 6),
+    },
+    "balm": {
+        5: (sizes, 2 * 2 + 2 * 3),
+        6: (settings, 6 * 2 + 2),
+        7: (two_grids, 2 * 25),
+        8: (by_setting, 7 * 3 * 7),
+        9: (by_setting, 7 * 3 * 7),
+        10: (under_two_heads, 8 * 8),
+        11: (by_model, 8 * 10),
+        12: (by_model, 8 * 10),
+        13: (under_two_heads, 6 * 8),
+        14: (by_model, 6 * 9),
+        15: (by_model, 6 * 9),
     },
     "dream": {1: (by_dataset, 3 * 8 * 8), 2: (seconds, 5 * 6), 3: (counts, 3 * 3)},
 }

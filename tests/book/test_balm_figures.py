@@ -1,0 +1,122 @@
+"""The helpers of the BALM chapter compute what they say; its runs are what its tables need."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+
+from book import balm_figures, balm_runs
+from mmlib import experiments
+from mmlib.methods.balm import BALMConfig
+
+
+@pytest.fixture(autouse=True)
+def _no_window() -> Iterator[None]:
+    import matplotlib.pyplot as plt
+
+    before = matplotlib.get_backend()
+    plt.switch_backend("agg")
+    yield
+    plt.close("all")
+    plt.switch_backend(before)
+
+
+def watched(values: list[list[float]]) -> balm_figures.Watch:
+    watch = balm_figures.Watch()
+    for row in values:
+        watch.on_backward(SimpleNamespace(method=SimpleNamespace(last={"mu": torch.tensor(row)})))
+    return watch
+
+
+def test_the_hook_keeps_every_step() -> None:
+    kept = watched([[1.0, 2.0], [3.0, 4.0]]).table("mu")
+    assert kept.tolist() == [[1.0, 2.0], [3.0, 4.0]]
+
+
+def test_the_length_of_a_path() -> None:
+    net = torch.nn.Linear(2, 1, bias=False)
+    path = balm_figures.PathLength({"a": net})
+    for weight in ([0.0, 0.0], [3.0, 4.0], [3.0, 4.0], [0.0, 0.0]):
+        net.weight.data = torch.tensor([weight])
+        path()
+    assert path.length == {"a": pytest.approx(10.0)}
+
+
+def test_smoothing_by_hand() -> None:
+    assert balm_figures.smooth(np.array([2.0, 4.0, 6.0, 0.0]), 2).tolist() == [2.0, 3.0, 5.0, 3.0]
+
+
+def test_differences_of_noise_are_anticorrelated() -> None:
+    noise = np.random.default_rng(0).standard_normal(4000)
+    assert balm_figures.autocorrelation(np.diff(noise)) == pytest.approx(-0.5, abs=0.04)
+    assert balm_figures.autocorrelation(np.array([1.0, -1.0, 1.0, -1.0])) == pytest.approx(-0.75)
+    assert math.isnan(balm_figures.autocorrelation(np.ones(5)))
+    low, high = balm_figures.shuffled_band(noise[:200])
+    assert -0.2 < low < 0 < high < 0.2
+
+
+def test_the_figures_draw() -> None:
+    assert balm_figures.overview().axes
+    figure = balm_figures.curves({"one": watched([[1.0, 2.0]] * 12)}, ["audio", "vision"], {"mu": "coefficient"})
+    assert figure.axes[0].get_title() == "one"
+    assert figure.axes[0].get_ylabel() == "coefficient"
+
+
+def every_config() -> list[tuple[str, dict]]:
+    return [(table, c) for table, make in balm_runs.TABLES.items() for runs in make().values() for c in runs]
+
+
+@pytest.mark.parametrize("table", balm_runs.TABLES)
+def test_a_tables_cells_are_different_runs(table: str) -> None:
+    cells = balm_runs.TABLES[table]()
+    hashes = [experiments.config_hash(c) for runs in cells.values() for c in runs]
+    if table != "subsets_conversations":  # a single modality has the same nets in both settings
+        assert len(set(hashes)) == len(hashes)
+    seeds = {tuple(c["seed"] for c in runs) for runs in cells.values()}
+    assert seeds in ({(0, 1, 2, 3, 4)}, {(0, 1, 2)})
+    for runs in cells.values():
+        assert len({experiments.config_hash({**c, "seed": 0}) for c in runs}) == 1, "one cell, one config"
+
+
+def test_methods_of_a_table_differ_in_the_method_alone() -> None:
+    for setting in balm_runs.SETTINGS:
+        cells = balm_runs.settings_conversations()
+        one, two = cells["backbone", setting][0], cells["+BALM", setting][0]
+        changed = {k for k in one.keys() | two.keys() if one.get(k) != two.get(k)}
+        assert changed == {"method", "method_options"}
+
+
+def test_tables_that_share_a_file_share_runs() -> None:
+    hashes = {
+        t: {experiments.config_hash(c) for runs in balm_runs.TABLES[t]().values() for c in runs}
+        for t in balm_runs.TABLES
+    }
+    for table, owner in balm_runs.FILES.items():
+        assert balm_runs.path(table) == balm_runs.path(owner)
+        assert hashes[table] & hashes[owner]
+
+
+def test_variants_keep_what_makes_them() -> None:
+    for _, config in every_config():
+        options = config.get("method_options", {})
+        known = {*BALMConfig.__dataclass_fields__, "variant", "reading", "widths"}
+        if config["method"] == "balm":
+            assert set(options) <= known
+        if options.get("variant") == "BALM-D":
+            assert options["tau"] == 0.0
+    grid = balm_runs.fullgrid_conversations()
+    assert len(grid) == 2 * 25
+    assert set(balm_runs.grid_conversations()) < set(grid)
+
+
+def test_mce_with_balm_trains_both() -> None:
+    config = balm_runs.settings_digits()["MCE +BALM", balm_runs.CONFIG_B][0]
+    rows = balm_runs.run({**config, "device": "cpu", "train": {**config["train"], "steps": 3}})
+    assert {r["test"] for r in rows if r["metric"] == "accuracy"} >= {"same", "left", "left+right+projection"}
+    assert all(math.isfinite(r["value"]) for r in rows)

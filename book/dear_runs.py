@@ -306,6 +306,7 @@ def expand(config: Config) -> Config:
     return made
 
 
+SCORED = ("rates and subsets", "half")  # the entries "test" that `score` reads
 KEPT = ("acc7", "f1_non0", "mae", "corr")  # of the eight scores, where a table is no headline
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from book import build, dream_runs, imbalance_runs
+from book import build, dear_runs, dream_runs, imbalance_runs
 from mmlib import data, experiments
 
 RESULTS = build.ROOT / "book" / "results"
@@ -51,6 +51,8 @@ def runner(config: dict[str, Any]) -> Callable[[dict[str, Any]], list[dict[str, 
     """What does the run of a stored config again; None where nothing here can."""
     if config.get("method") in RUNNERS:
         return RUNNERS[config["method"]]
+    if config.get("protocol") == "lnln" and "text_encoder" not in config and config["test"] in dear_runs.SCORED:
+        return dear_runs.score
     known = set(config) <= set(experiments.DEFAULTS) and config.get("method", "joint") in experiments.METHODS
     return experiments.train_and_score if known and config.get("backbone", "generic") in experiments.BACKBONES else None
 

@@ -440,7 +440,7 @@ class TestCache:
         def full(*_, **__):
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(avmnist.np, "savez", full)
+        monkeypatch.setattr(avmnist, "atomic_write", full)
         with pytest.warns(UserWarning, match="No space left on device"):
             assert len(data.load("avmnist", made)["train"]) == 900
         assert list(folder.iterdir()) == []

@@ -30,7 +30,7 @@ def overview() -> Figure:
         "encoders": (4.8, 2, "encoders $\\phi^m$\n$z^m$"),
         "fusion": (7.2, 2, "fusion $F$\n$h$"),
         "predict": (9.6, 2, "prediction\n$\\hat y$, loss"),
-        "heads": (4.8, 0.1, "heads on $z^m$\nno gradient back"),
+        "heads": (4.8, 0.1, "heads on $z^m$\n(detached)"),
         "kl": (7.2, 0.1, "KL to $\\hat y$, its\nchange $\\Delta^m$"),
         "mu": (9.6, 0.1, "coefficients\n$\\mu^m$, cosines"),
     }
@@ -42,9 +42,9 @@ def overview() -> Figure:
         ("heads", "kl"), ("kl", "mu"),
     ]  # fmt: skip
     figures.boxes(nodes, arrows, ax=ax, colours=colours, width=1.95, height=0.95)
-    bent = {"arrowstyle": "-|>", "mutation_scale": 11, "lw": 1.3, "shrinkA": 2, "shrinkB": 2, "ls": "--"}
-    for start, end, bend in (((9.6, -0.4), (4.0, 1.5), -0.28), ((9.6, 0.6), (9.6, 1.5), 0.0)):
-        ax.annotate("", end, start, arrowprops={**bent, "color": figures.BLUE, "connectionstyle": f"arc3,rad={bend}"})
+    dashed = {"arrowstyle": "-|>", "mutation_scale": 11, "lw": 1.3, "shrinkA": 2, "shrinkB": 2, "ls": "--"}
+    for start, end in (((9.2, 0.6), (5.4, 1.52)), ((9.9, 0.6), (9.9, 1.52))):
+        ax.annotate("", end, start, arrowprops={**dashed, "color": figures.BLUE})
     ax.text(
         -0.95, 4.75, "FCM: what a feature is worth, given what is there", color=figures.GREEN, weight="bold", fontsize=9
     )

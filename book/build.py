@@ -31,7 +31,7 @@ VERSIONS = ("torch", "numpy", "scikit-learn", "matplotlib")
 COPIED = {".md", ".ipynb", ".bib", ".csv", ".py", ".png", ".svg", ".css", ".js"}
 REDIRECT = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>Learning with missing modalities</title>
-<link rel="icon" href="_static/favicon.svg"><meta http-equiv="refresh" content="0; url={page}"></head>
+<link rel="icon" href="data:,"><meta http-equiv="refresh" content="0; url={page}"></head>
 <body><a href="{page}">Learning with missing modalities</a></body></html>
 """
 
@@ -189,7 +189,8 @@ def html(sources: Path = SOURCES, output: Path = ROOT) -> Path:
     index = output / "_build" / "html" / "index.html"
     if built.returncode or not index.exists():
         raise SystemExit("The book did not build: the warnings above (marked WARNING or ERROR) are to be mended.")
-    # Jupyter Book's own redirect names no icon, so that browsers ask the host for /favicon.ico.
+    # Jupyter Book's own redirect names no icon, so that browsers ask the host for /favicon.ico; this one has an
+    # empty icon, since it is left before another could be fetched.
     index.write_text(REDIRECT.format(page=f"{contents(sources)[0]}.html"))
     return index
 

@@ -109,7 +109,7 @@ def test_clicking_through_the_navigation(address: str, browser: Any) -> None:
         page.locator("nav.bd-links a[href*='shapley-values']").click()
         page.wait_for_url(f"**/{SHAPLEY}")
         page.locator("a.right-next").click()
-        page.wait_for_url("**/data-and-metrics.html")
+        page.wait_for_url("**/distances.html")
         assert not wrong
 
 

@@ -8,23 +8,14 @@ table all methods share masks, seeds, steps, batch size, learning rate and clipp
 
 from __future__ import annotations
 
-import argparse
-import os
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from book.sweep import Cells, Config, Sweep
 from mmlib import MultimodalBatch, MultimodalDataset, experiments
 from mmlib.batch import Output
-
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "book" / "results"
-
-Config = dict[str, Any]
-Cells = dict[tuple[str, ...], list[Config]]
 
 # The six settings of the main paper's Tables 1 and 2: missing rates of audio, language and vision
 SETTINGS = {
@@ -328,38 +319,8 @@ FILES = {  # tables that share runs with another one share its file
     "variants_conversations": "settings_conversations",
     "fullgrid_conversations": "grid_conversations",
 }
-
-
-def path(table: str, results: Path = RESULTS) -> Path:
-    """The results file of a table."""
-    return results / f"balm-{FILES.get(table, table).replace('_', '-')}.csv"
-
-
-def command(table: str) -> str:
-    """What a reader types to fill a table."""
-    return f"python -m book.balm_runs {table} --data-root FOLDER"
-
-
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m book.balm_runs", description=__doc__)
-    parser.add_argument("tables", nargs="+", choices=list(TABLES))
-    parser.add_argument(
-        "--data-root", default=os.environ.get("MMLIB_DATA"), help="the folder with mosi/, mnist/, fsdd/"
-    )
-    parser.add_argument("--workers", type=int, default=1, help="processes, one thread each")
-    parser.add_argument("--seeds", type=int, default=None, help="only so many of each cell's seeds")
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    given = parser.parse_args(arguments)
-    for table in given.tables:
-        cells = list(TABLES[table]().values())
-        # seed by seed, so that what an interruption leaves is a table with fewer seeds
-        most = max(map(len, cells)) if given.seeds is None else given.seeds
-        configs = [runs[k] for k in range(most) for runs in cells if k < len(runs)]
-        configs = [{**c, "data_root": given.data_root, "device": "cpu"} for c in configs]
-        print(f"{table}: {len(configs)} runs", file=sys.stderr, flush=True)
-        experiments.load_or_run(
-            path(table, given.results), configs, run, workers=given.workers, command=command(table), progress=True
-        )
+SWEEP = Sweep("balm", TABLES, run, files=FILES)
+path, command, main = SWEEP.path, SWEEP.command, SWEEP.main
 
 
 if __name__ == "__main__":

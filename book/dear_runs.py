@@ -9,11 +9,8 @@ schedule and learning rate. DEAR is 32 wide here, not 128.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import json
-import os
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,14 +19,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from book.sweep import Cells, Config, Sweep
 from mmlib import MultimodalDataset, data, experiments, metrics, missing
 from mmlib.missing import MissingPlan
-
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "book" / "results"
-
-Config = dict[str, Any]
-Cells = dict[tuple[str, ...], list[Config]]
 
 SEEDS = (0, 1, 2, 3, 4)
 RATES = tuple(f"r={r / 10}" for r in range(10))
@@ -538,35 +530,8 @@ RUNNERS: dict[str, Callable[[Config], experiments.Rows]] = {
     "table1_mosi_ids": run_ids,
     "leak": run_leak,
 }
-
-
-def path(table: str, results: Path = RESULTS) -> Path:
-    """The results file of a table."""
-    return results / f"dear-{FILES.get(table, table).replace('_', '-')}.csv"
-
-
-def command(table: str) -> str:
-    """What a reader types to fill a table."""
-    return f"python -m book.dear_runs {table} --data-root FOLDER"
-
-
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m book.dear_runs", description=__doc__)
-    parser.add_argument("tables", nargs="+", choices=list(TABLES))
-    parser.add_argument("--data-root", default=os.environ.get("MMLIB_DATA"), help="the folder with mosi/")
-    parser.add_argument("--workers", type=int, default=1, help="processes, one thread each")
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    given = parser.parse_args(arguments)
-    for table in given.tables:
-        cells = list(TABLES[table]().values())
-        # seed by seed, so that what an interruption leaves is a table with fewer seeds
-        configs = [runs[k] for k in range(max(map(len, cells))) for runs in cells if k < len(runs)]
-        configs = [{**c, "data_root": given.data_root, "device": "cpu"} for c in configs]
-        print(f"{table}: {len(configs)} runs", file=sys.stderr, flush=True)
-        experiments.load_or_run(
-            path(table, given.results), configs, RUNNERS.get(table, score), workers=given.workers,
-            command=command(table), progress=True,
-        )  # fmt: skip
+SWEEP = Sweep("dear", TABLES, score, RUNNERS, FILES)
+path, command, main = SWEEP.path, SWEEP.command, SWEEP.main
 
 
 if __name__ == "__main__":

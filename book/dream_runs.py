@@ -8,25 +8,16 @@ CubeMLP: at the paper's width a step takes over a second on a CPU.
 
 from __future__ import annotations
 
-import argparse
-import os
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from book.sweep import Cells, Config, Sweep
 from mmlib import MultimodalDataset, data, experiments
 from mmlib.missing import MissingPlan
-
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "book" / "results"
-
-Config = dict[str, Any]
-Cells = dict[tuple[str, ...], list[Config]]
 
 SEEDS = (0, 1, 2, 3, 4)
 WIDTH: Config = {"width": 32, "heads": 4}
@@ -509,41 +500,8 @@ RUNNERS: dict[str, Callable[[Config], experiments.Rows]] = {
     "mask": run_mask,
     "cost": run_cost,
 }
-
-
-def path(table: str, results: Path = RESULTS) -> Path:
-    """The results file of a table."""
-    return results / f"dream-{table.replace('_', '-')}.csv"
-
-
-def command(table: str) -> str:
-    """What a reader types to fill a table."""
-    return f"python -m book.dream_runs {table} --data-root FOLDER"
-
-
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m book.dream_runs", description=__doc__)
-    parser.add_argument("tables", nargs="+", choices=list(TABLES))
-    parser.add_argument(
-        "--data-root", default=os.environ.get("MMLIB_DATA"), help="the folder with mosi/, mnist/, fsdd/, mfeat/"
-    )
-    parser.add_argument("--workers", type=int, default=1, help="processes, one thread each")
-    parser.add_argument("--seeds", type=int, default=None, help="only so many of each cell's seeds")
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    given = parser.parse_args(arguments)
-    for table in given.tables:
-        cells = list(TABLES[table]().values())
-        # seed by seed, so that what an interruption leaves is a table with fewer seeds
-        most = max(map(len, cells)) if given.seeds is None else given.seeds
-        configs = [runs[k] for k in range(most) for runs in cells if k < len(runs)]
-        # variants that share their evaluator stand together, since a process keeps the last ones
-        configs.sort(key=lambda c: (c["seed"], str(c.get("train_plan"))))
-        configs = [{**c, "data_root": given.data_root, "device": "cpu"} for c in configs]
-        print(f"{table}: {len(configs)} runs", file=sys.stderr, flush=True)
-        experiments.load_or_run(
-            path(table, given.results), configs, RUNNERS.get(table, score), workers=given.workers,
-            command=command(table), progress=True,
-        )  # fmt: skip
+SWEEP = Sweep("dream", TABLES, score, RUNNERS)
+path, command, main = SWEEP.path, SWEEP.command, SWEEP.main
 
 
 if __name__ == "__main__":

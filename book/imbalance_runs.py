@@ -6,25 +6,16 @@ Each function gives a table's cells: a label per axis -> the configs of that cel
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import os
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from book.sweep import Cells, Config, Sweep
 from mmlib import experiments
 from mmlib.methods import JointTraining
 from mmlib.methods.balm import EncoderGradients
-
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "book" / "results"
-
-Config = dict[str, Any]
-Cells = dict[tuple[str, ...], list[Config]]
 
 SHARED = (0.5, 0.5, 0.5)
 SETTINGS = tuple(itertools.permutations((0.3, 0.5, 0.7)))  # the paper's six, of the same mean
@@ -133,34 +124,8 @@ TABLES: dict[str, Callable[[], Cells]] = {
     "shared_mfeat": shared_mfeat,
     "remedies_digits": remedies_digits,
 }
-
-
-def path(table: str, results: Path = RESULTS) -> Path:
-    """The results file of a table."""
-    return results / f"imbalance-{table.replace('_', '-')}.csv"
-
-
-def command(table: str) -> str:
-    """What a reader types to fill a table."""
-    return f"python -m book.imbalance_runs {table} --data-root FOLDER"
-
-
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m book.imbalance_runs", description=__doc__)
-    parser.add_argument("tables", nargs="+", choices=list(TABLES))
-    parser.add_argument("--data-root", default=os.environ.get("MMLIB_DATA"), help="the folder with mfeat/")
-    parser.add_argument("--workers", type=int, default=1, help="processes, one thread each")
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    given = parser.parse_args(arguments)
-    for table in given.tables:
-        cells = list(TABLES[table]().values())
-        # seed by seed, so that what an interruption leaves is a table with fewer seeds
-        configs = [runs[k] for k in range(max(map(len, cells))) for runs in cells if k < len(runs)]
-        configs = [{**c, "data_root": given.data_root, "device": "cpu"} for c in configs]
-        print(f"{table}: {len(configs)} runs", file=sys.stderr, flush=True)
-        experiments.load_or_run(
-            path(table, given.results), configs, run, workers=given.workers, command=command(table), progress=True
-        )
+SWEEP = Sweep("imbalance", TABLES, run)
+path, command, main = SWEEP.path, SWEEP.command, SWEEP.main
 
 
 if __name__ == "__main__":

@@ -7,20 +7,10 @@ settings are equal within a table: same backbone, masks, steps, learning rate an
 
 from __future__ import annotations
 
-import argparse
-import os
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from mmlib import experiments
-
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "book" / "results"
-
-Config = dict[str, Any]
-Cells = dict[tuple[str, ...], list[Config]]
+from book.sweep import Cells, Config, Sweep
 
 # The six settings of the paper's Tables 3 to 5: missing rates of the first, second and third modality
 SETTINGS = {
@@ -225,38 +215,8 @@ TABLES: dict[str, Callable[[], Cells]] = {
     "fig4": fig4,
     "fig5": fig5,
 }
-
-
-def path(table: str, results: Path = RESULTS) -> Path:
-    """The results file of a table."""
-    return results / f"mce-{table.replace('_', '-')}.csv"
-
-
-def command(table: str) -> str:
-    """What a reader types to fill a table."""
-    return f"python -m book.mce_runs {table} --data-root FOLDER"
-
-
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m book.mce_runs", description=__doc__)
-    parser.add_argument("tables", nargs="+", choices=list(TABLES))
-    parser.add_argument(
-        "--data-root", default=os.environ.get("MMLIB_DATA"), help="the folder with mnist/, fsdd/, mfeat/"
-    )
-    parser.add_argument("--workers", type=int, default=1, help="processes, one thread each")
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    given = parser.parse_args(arguments)
-    for table in given.tables:
-        cells = list(TABLES[table]().values())
-        # seed by seed, so that what an interruption leaves is a table with fewer seeds
-        configs = [runs[k] for k in range(max(map(len, cells))) for runs in cells if k < len(runs)]
-        # variants that share their upper bounds stand together, since a process keeps the last ones
-        configs.sort(key=lambda c: (c["seed"], str(c.get("train_plan"))))
-        configs = [{**c, "data_root": given.data_root, "device": "cpu"} for c in configs]
-        print(f"{table}: {len(configs)} runs", file=sys.stderr, flush=True)
-        experiments.load_or_run(
-            path(table, given.results), configs, workers=given.workers, command=command(table), progress=True
-        )
+SWEEP = Sweep("mce", TABLES)
+path, command, main = SWEEP.path, SWEEP.command, SWEEP.main
 
 
 if __name__ == "__main__":

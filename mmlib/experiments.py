@@ -63,6 +63,7 @@ COLUMNS = (
     "config",
 )
 # fmt: on
+ONCE = ("commit", "date", "command", "config")  # the same in all rows of a run: a file has them in its first row alone
 MACHINE = ("data_root", "device", "progress")  # entries of a config that say where it runs, not what it computes
 
 Config = dict[str, Any]
@@ -194,7 +195,8 @@ def _read(path: Path) -> dict[str, list[dict[str, str]]]:
         if len(line) != len(COLUMNS):
             raise ValueError(f"{path.name}, line {number}: expected {len(COLUMNS)} values, got {len(line)}")
         row = dict(zip(COLUMNS, line, strict=True))
-        stored.setdefault(row["config_hash"], []).append(row)
+        rows = stored.setdefault(row["config_hash"], [])
+        rows.append({**row, **{name: row[name] or rows[0][name] for name in ONCE}} if rows else row)
     for key, rows in stored.items():
         if hashlib.sha256(rows[0]["config"].encode()).hexdigest()[:16] != key:
             raise ValueError(
@@ -238,8 +240,9 @@ def _append(path: Path, key: str, rows: list[dict[str, str]], arrays: Mapping[st
         text = io.StringIO()
         writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
         writer.writeheader()
-        for group in [*stored.values(), rows]:
-            writer.writerows(group)
+        for first, *rest in [*stored.values(), rows]:
+            writer.writerow(first)
+            writer.writerows({**row, **dict.fromkeys(ONCE, "")} for row in rest)
         atomic_write(path, text.getvalue().encode())
 
 

@@ -117,6 +117,28 @@ def test_finished_runs_are_loaded_and_new_ones_added(tmp_path: Path) -> None:
     assert os.uname().nodename not in path.read_text()
 
 
+def test_a_run_says_once_what_it_was(tmp_path: Path) -> None:
+    """Files in which every row repeats it are read too, and are shorter after the next run."""
+    path = tmp_path / "squares.csv"
+    frame = load_or_run(path, grid(x=[1], seed=[0]), square, command="make squares")
+    once = ["commit", "date", "command", "config"]
+    assert (frame[once] != "").all(axis=None)
+    assert frame[once].nunique().eq(1).all()
+    first, second = csv.DictReader(path.read_text().splitlines())
+    assert [first[name] for name in once] == list(frame.loc[0, once])
+    assert [second[name] for name in once] == [""] * 4
+
+    with path.open("w", newline="") as file:  # as older versions wrote it
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows([first, {**second, **{name: first[name] for name in once}}])
+    long = path.stat().st_size
+    assert load_rows(path).equals(frame)
+    both = load_or_run(path, grid(x=[1, 2], seed=[0]), square, command="make squares")
+    assert both[:2].equals(frame)
+    assert path.stat().st_size < 2 * long - 2 * len(first["config"])
+
+
 def test_what_is_not_run_is_said(tmp_path: Path) -> None:
     path = tmp_path / "squares.csv"
     configs = grid(x=[1, 2, 3])

@@ -6,7 +6,6 @@ clipping to norm 2, Adam.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 import pytest
@@ -61,49 +60,31 @@ def step(method: nn.Module, batch: MultimodalBatch) -> Callable[[], None]:
     return one
 
 
-def ratio(ours: Callable[[], None], base: Callable[[], None], repeats: int = 30) -> float:
-    """Ours over base, the best time of each, in turns; on a CPU the time that this process really ran."""
-    gpu = torch.cuda.is_available()
-    clock = time.perf_counter if gpu else time.process_time
-    times: list[list[float]] = [[], []]
-    for repeat in range(repeats + 3):
-        for kept, run in zip(times, (ours, base), strict=True):
-            if gpu:
-                torch.cuda.synchronize()
-            start = clock()
-            run()
-            if gpu:
-                torch.cuda.synchronize()
-            if repeat >= 3:
-                kept.append(clock() - start)
-    return min(times[0]) / min(times[1])
-
-
 @pytest.mark.benchmark(group="BALM step over the plain step")
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("net", sorted(NETS))
-def test_step_over_the_plain_step(benchmark, net, device):
+def test_step_over_the_plain_step(benchmark, best, net, device):
     """FCM and GRM together; the aim is 1.25."""
     backbone, batch = make(net, device)
     plain = step(JointTraining(backbone), batch)
     shapes = NETS[net][0]
-    balm = step(BALM(make(net, device)[0], shapes).to(device), batch)
+    variants = [BALM(make(net, device)[0], shapes, variant=variant).to(device) for variant in ("BALM", "+FCM", "+GRM")]
+    balm, calibrated, rebalanced = (step(variant, batch) for variant in variants)
     benchmark(balm)
-    parts = {
-        "over_plain": ratio(balm, plain),
-        "calibration_alone": ratio(step(BALM(make(net, device)[0], shapes, variant="+FCM").to(device), batch), plain),
-        "rebalancing_alone": ratio(step(BALM(make(net, device)[0], variant="+GRM").to(device), batch), plain),
-    }
+    base, *times = best(plain, balm, calibrated, rebalanced, repeats=30)
+    names = "over_plain", "calibration_alone", "rebalancing_alone"
+    parts = {name: value / base for name, value in zip(names, times, strict=True)}
     benchmark.extra_info.update({name: round(value, 2) for name, value in parts.items()})
     print(f"\n{net} on {device}: " + ", ".join(f"{name} {value:.2f}" for name, value in parts.items()))
 
 
 @pytest.mark.benchmark(group="BALM step over the plain step")
 @pytest.mark.parametrize("method", [CGGM, OGMGE], ids=["cggm", "ogm_ge"])
-def test_baselines_over_the_plain_step(benchmark, method):
+def test_baselines_over_the_plain_step(benchmark, best, method):
     backbone, batch = make("sequences", "cpu")
     plain, ours = step(JointTraining(backbone), batch), step(method(make("sequences", "cpu")[0]), batch)
     benchmark(ours)
-    value = ratio(ours, plain)
+    taken, base = best(ours, plain, repeats=30)
+    value = taken / base
     benchmark.extra_info["over_plain"] = round(value, 2)
     print(f"\n{method.__name__}: {value:.2f} times the plain step")

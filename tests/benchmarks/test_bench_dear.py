@@ -6,7 +6,6 @@ on a CPU, which makes the step shorter and so the share of the alignment larger.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 import pytest
@@ -41,25 +40,9 @@ def step(alignment: str, device: str) -> Callable[[], None]:
     return run
 
 
-def best(*runs: Callable[[], object], repeats: int = 6) -> list[float]:
-    """The best time of each in seconds, taken in turns; on a CPU the process's own time, whatever else runs there."""
-    times: list[list[float]] = [[] for _ in runs]
-    gpu = torch.cuda.is_available()
-    wait, clock = (torch.cuda.synchronize, time.perf_counter) if gpu else (lambda: None, time.process_time)
-    for repeat in range(repeats + 1):
-        for one, run in zip(times, runs, strict=True):
-            wait()
-            start = clock()
-            run()
-            wait()
-            if repeat:
-                one.append(clock() - start)
-    return [min(one) for one in times]
-
-
 @pytest.mark.benchmark(group="DEAR, MOSI shapes, B = 64")
 @pytest.mark.parametrize("device", DEVICES)
-def test_alignment_in_a_training_step(benchmark, device):
+def test_alignment_in_a_training_step(benchmark, best, device):
     runs = [step(alignment, device) for alignment in ("mse", "mmd", "sinkhorn")]
     benchmark.pedantic(runs[1], rounds=3, warmup_rounds=1)
     mse, kernel, transport = best(*runs)

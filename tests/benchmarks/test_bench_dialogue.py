@@ -8,7 +8,6 @@ every layer multiplies with that matrix.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 
 import pytest
@@ -74,21 +73,6 @@ def make(device: str, B: int = 16, kind: type = MMGCNBackbone) -> tuple[nn.Modul
     return model.to(device), batch.to(device)
 
 
-def best(*runs: Callable[[], object], repeats: int = 7) -> list[float]:
-    """The best time of each in seconds, taken in turns so that what else the machine does meets them alike."""
-    times: list[list[float]] = [[] for _ in runs]
-    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
-    for repeat in range(repeats + 1):
-        for one, run in zip(times, runs, strict=True):
-            wait()
-            start = time.perf_counter()
-            run()
-            wait()
-            if repeat:
-                one.append(time.perf_counter() - start)
-    return [min(one) for one in times]
-
-
 def kept_bytes(run: Callable[[], Tensor]) -> int:
     """What a forward pass keeps for its backward pass, in bytes: every storage once."""
     storages: dict[int, int] = {}
@@ -104,7 +88,7 @@ def kept_bytes(run: Callable[[], Tensor]) -> int:
 
 @pytest.mark.benchmark(group="dialogues, B = 16, U = 50")
 @pytest.mark.parametrize("device", DEVICES)
-def test_building_the_graph(benchmark, device):
+def test_building_the_graph(benchmark, best, device):
     model, batch = make(device)
     with torch.no_grad():
         nodes = model.nodes(model.encode(batch), batch.present, batch)
@@ -127,7 +111,7 @@ def test_building_the_graph(benchmark, device):
 
 @pytest.mark.benchmark(group="dialogues, B = 16, U = 50")
 @pytest.mark.parametrize("device", DEVICES)
-def test_mmgcn_forward_and_backward(benchmark, device):
+def test_mmgcn_forward_and_backward(benchmark, best, device):
     model, batch = make(device)
     model.eval()
     torch.testing.assert_close(model(batch), dense_forward(model, batch), atol=1e-4, rtol=1e-4)

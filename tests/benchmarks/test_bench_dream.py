@@ -6,7 +6,6 @@ inside), against 2^M plain forward passes of the evaluator, and, at test time, a
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 import pytest
@@ -60,25 +59,10 @@ def naive(model: DREAM, batch: MultimodalBatch) -> Callable[[], torch.Tensor]:
     return run
 
 
-def best(*runs: Callable[[], object], repeats: int = 15) -> list[float]:
-    """The best time of each in seconds, taken in turns so that what else the machine does meets them alike."""
-    times: list[list[float]] = [[] for _ in runs]
-    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
-    for repeat in range(repeats + 2):
-        for one, run in zip(times, runs, strict=True):
-            wait()
-            start = time.perf_counter()
-            run()
-            wait()
-            if repeat > 1:
-                one.append(time.perf_counter() - start)
-    return [min(one) for one in times]
-
-
 @pytest.mark.benchmark(group="DREAM, MOSEI shapes, B = 32")
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("net", list(NETS))
-def test_contributions_in_a_training_step(benchmark, net, device):
+def test_contributions_in_a_training_step(benchmark, best, net, device):
     """The share of a step that goes into contributions, and the step when they are looked up."""
     model, batch = make(net, device)
     stored, _ = make(net, device)
@@ -95,7 +79,7 @@ def test_contributions_in_a_training_step(benchmark, net, device):
 @pytest.mark.benchmark(group="DREAM, MOSEI shapes, B = 32")
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(("net", "copies"), [("table3", 1), ("corrkd", 1), ("mlp", 1), ("table3", 2)])
-def test_engine_against_naive_forwards(benchmark, net, copies, device):
+def test_engine_against_naive_forwards(benchmark, best, net, copies, device):
     """``copies`` of the three modalities make M = 6."""
     model, batch = make(net, device, copies)
     scores, loop = (lambda: model.contributions(batch)), naive(model, batch)
@@ -109,7 +93,7 @@ def test_engine_against_naive_forwards(benchmark, net, copies, device):
 
 @pytest.mark.benchmark(group="DREAM, MOSEI shapes, B = 32")
 @pytest.mark.parametrize("device", DEVICES)
-def test_time_of_a_prediction(benchmark, device):
+def test_time_of_a_prediction(benchmark, best, device):
     """DREAM's whole test time over one forward pass of its evaluator, and over its contributions."""
     model, batch = make(device=device)
     model.eval()
@@ -129,7 +113,7 @@ def test_time_of_a_prediction(benchmark, device):
 
 @pytest.mark.benchmark(group="DREAM, MOSEI shapes, B = 32")
 @pytest.mark.parametrize("device", DEVICES)
-def test_drawn_orders_with_six_modalities(benchmark, device):
+def test_drawn_orders_with_six_modalities(benchmark, best, device):
     """Eight orders over all 64 coalitions."""
     drawn, batch = make(device=device, copies=2, permutations=8)
     exact, _ = make(device=device, copies=2)

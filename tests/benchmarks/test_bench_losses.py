@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 import pytest
@@ -35,31 +34,16 @@ def apart(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return torch.stack([mmd(x, y, [base * factor]) for factor in (0.25, 0.5, 1, 2, 4)]).sum()
 
 
-def best(*runs: Callable[[], object], repeats: int = 30) -> list[float]:
-    """The best time of each in seconds, taken in turns so that what else the machine does meets them alike."""
-    times: list[list[float]] = [[] for _ in runs]
-    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
-    for repeat in range(repeats + 2):
-        for one, run in zip(times, runs, strict=True):
-            wait()
-            start = time.perf_counter()
-            run()
-            wait()
-            if repeat > 1:
-                one.append(time.perf_counter() - start)
-    return [min(one) for one in times]
-
-
 @pytest.mark.benchmark(group="distances between distributions, B = 64")
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("width", [128, 384])
-def test_one_distance_matrix_for_five_bandwidths(benchmark, width, device):
+def test_one_distance_matrix_for_five_bandwidths(benchmark, best, width, device):
     generator = torch.Generator().manual_seed(0)
     x, y = (torch.randn(B, width, generator=generator).to(device) for _ in range(2))
     torch.testing.assert_close(mmd(x, y), apart(x, y), rtol=1e-4, atol=1e-6)
     ours, theirs = step(mmd, width, device), step(apart, width, device)
     benchmark(ours)
-    fast, slow = best(ours, theirs)
+    fast, slow = best(ours, theirs, repeats=30)
     benchmark.extra_info["ratio"] = round(slow / fast, 2)
     print(f"\nwidth {width} on {device}: one matrix is {slow / fast:.1f} times faster than five")
 
@@ -67,11 +51,11 @@ def test_one_distance_matrix_for_five_bandwidths(benchmark, width, device):
 @pytest.mark.benchmark(group="distances between distributions, B = 64")
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("width", [128, 384])
-def test_sinkhorn_over_mmd(benchmark, width, device):
+def test_sinkhorn_over_mmd(benchmark, best, width, device):
     """The distances alone; the paper's ratio is of whole epochs."""
     ours, theirs = step(mmd, width, device), step(sinkhorn, width, device)
     benchmark(theirs)
-    kernel, transport = best(ours, theirs)
+    kernel, transport = best(ours, theirs, repeats=30)
     benchmark.extra_info["over_mmd"] = round(transport / kernel, 1)
     benchmark.extra_info["paper_epoch_over_epoch"] = round(PAPER, 1)
     print(f"\nwidth {width} on {device}: Sinkhorn costs {transport / kernel:.1f} times MMD alone (paper: {PAPER:.1f} "

@@ -6,7 +6,6 @@ their bounds are a table.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 import pytest
@@ -63,25 +62,9 @@ def full(model: MCE, batch: MultimodalBatch) -> Callable[[], None]:
     return step
 
 
-def best(*steps: Callable[[], None], repeats: int = 5) -> list[float]:
-    """The best time of each in seconds, taken in turns so that what else the machine does meets them alike."""
-    times = [[] for _ in steps]
-    for repeat in range(repeats + 1):
-        for one, step in zip(times, steps, strict=True):
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            start = time.perf_counter()
-            step()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            if repeat:
-                one.append(time.perf_counter() - start)
-    return [min(one) for one in times]
-
-
 @pytest.mark.benchmark(group="MCE step, MMIN shapes, B = 128")
 @pytest.mark.parametrize("device", DEVICES)
-def test_step_over_baseline(benchmark, device):
+def test_step_over_baseline(benchmark, best, device):
     """All coalitions, exact values. The paper prints 12.7 for this ratio."""
     model, batch = make(device=device)
     ours, base = full(model, batch), baseline(model, batch)
@@ -93,7 +76,7 @@ def test_step_over_baseline(benchmark, device):
 
 @pytest.mark.benchmark(group="MCE step, MMIN shapes, B = 128")
 @pytest.mark.parametrize("start", ["inputs", "encodings"])
-def test_coalitions_against_the_loop(benchmark, start):
+def test_coalitions_against_the_loop(benchmark, best, start):
     """The subset losses of a batch and their gradients: batched, and a sample and a subset at a time.
 
     From the inputs, the loop runs the model on each sample with each subset of what it has. From the encodings, both
@@ -139,7 +122,7 @@ def test_coalitions_against_the_loop(benchmark, start):
 
 @pytest.mark.benchmark(group="MCE step, MMIN shapes, B = 128")
 @pytest.mark.parametrize("device", DEVICES)
-def test_six_modalities_with_drawn_coalitions(benchmark, device):
+def test_six_modalities_with_drawn_coalitions(benchmark, best, device):
     """Seven coalitions a step, M = 6, over all coalitions, M = 3."""
     six, many = make(2, device, subsets=7)
     three, few = make(1, device)

@@ -140,20 +140,6 @@ def test_scores_keep_three_metrics(tmp_path: Path) -> None:
     assert rows.predictions is not None
 
 
-def test_the_command_fills_a_table_seed_by_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cells = {("a",): [{"seed": s, "x": "a"} for s in (0, 1)], ("b",): [{"seed": s, "x": "b"} for s in (0, 1)]}
-    monkeypatch.setitem(dream_runs.TABLES, "detection", lambda: cells)
-    one = lambda config: experiments.Rows([{"metric": "accuracy", "value": float(config["seed"]), "test": config["x"]}])
-    monkeypatch.setitem(dream_runs.RUNNERS, "detection", one)
-    dream_runs.main(["detection", "--results", str(tmp_path), "--seeds", "1"])
-    path = dream_runs.path("detection", tmp_path)
-    assert sorted(experiments.load_rows(path)["test"]) == ["a", "b"]
-    dream_runs.main(["detection", "--results", str(tmp_path)])
-    stored = experiments.load_rows(path)
-    assert len(stored) == 4
-    assert set(stored["command"]) == {dream_runs.command("detection")}
-
-
 def test_the_schematics_show_computed_numbers() -> None:
     before = plt.get_backend()
     plt.switch_backend("agg")

@@ -25,6 +25,7 @@ SETTINGS = {
 CONFIG_A, CONFIG_B = "(0.5, 0.3, 0.7)", "(0.5, 0.7, 0.3)"  # Table 7's names
 SHARED = (0.0, 0.3, 0.5, 0.7)
 SEEDS = (0, 1, 2, 3, 4)
+RATES_TRIED = (3e-3, 1e-2, 3e-2)
 TAUS, RHOS = (0.1, 0.4, 0.7, 1.0, 1.3), (1.0, 1.2, 1.4, 1.6, 1.8)  # Table 7; its corners and centre are run first
 FEW_TAUS, FEW_RHOS = TAUS[::2], RHOS[::2]
 
@@ -104,6 +105,32 @@ def settings_mosi() -> Cells:
 def variants_conversations() -> Cells:
     """Tables 10 and 13 to 15, and other methods, in two settings of the central table: (method, setting)."""
     return _settings("conversations", tuple(METHODS), (CONFIG_B, CONFIG_A))
+
+
+def tuning_conversations() -> Cells:
+    """The learning rates tried for all methods alike, Config B: (method, rate). The middle one is the other tables'."""
+    train = TRAIN["conversations"]
+    return {
+        (name, str(lr)): [
+            _config("conversations", name, SETTINGS[CONFIG_B], seed, train={**train, "lr": lr}) for seed in SEEDS[:3]
+        ]
+        for name in METHODS
+        for lr in RATES_TRIED
+    }
+
+
+def longer_conversations() -> Cells:
+    """Are 24 epochs enough? Three times as many, in two settings: (method, setting, epochs)."""
+    train = TRAIN["conversations"]
+    return {
+        (name, setting, str(epochs)): [
+            _config("conversations", name, SETTINGS[setting], seed, train={**train, "epochs": epochs})
+            for seed in SEEDS[:3]
+        ]
+        for setting in (CONFIG_B, CONFIG_A)
+        for name in ("backbone", "+BALM")
+        for epochs in (train["epochs"], 3 * train["epochs"])
+    }
 
 
 def subsets_conversations() -> Cells:
@@ -305,6 +332,8 @@ TABLES: dict[str, Callable[[], Cells]] = {
     "settings_conversations": settings_conversations,
     "settings_mosi": settings_mosi,
     "variants_conversations": variants_conversations,
+    "tuning_conversations": tuning_conversations,
+    "longer_conversations": longer_conversations,
     "optimizers_digits": optimizers_digits,
     "settings_digits": settings_digits,
     "shared_conversations": shared_conversations,
@@ -317,6 +346,8 @@ TABLES: dict[str, Callable[[], Cells]] = {
 }
 FILES = {  # tables that share runs with another one share its file
     "variants_conversations": "settings_conversations",
+    "tuning_conversations": "settings_conversations",
+    "longer_conversations": "settings_conversations",
     "fullgrid_conversations": "grid_conversations",
 }
 SWEEP = Sweep("balm", TABLES, run, files=FILES)

@@ -93,7 +93,8 @@ SCORES = {
 class Stored:
     """The rows of ``cells`` in the results file ``path``, as far as they are there, in one metric of `SCORES`.
 
-    ``tests`` everywhere: one test condition, several whose mean counts, or None for all of a run.
+    ``tests`` everywhere: one test condition, several whose mean counts, or None for all of a run; "valid", by which a
+    run chose its epoch, is only had by that name.
     """
 
     def __init__(
@@ -109,7 +110,7 @@ class Stored:
         self.keys = {label: [experiments.config_hash(c) for c in configs] for label, configs in cells.items()}
         self.seeds = {label: [int(c["seed"]) for c in configs] for label, configs in cells.items()}
         rows = experiments.load_rows(self.path)
-        rows = rows[(rows["metric"] == metric) & (rows["test"] != "valid")]
+        rows = rows[rows["metric"] == metric]
         self._rows = rows
         self._scores: dict[str, dict[str, float]] = {}
         for key, test, value in zip(rows["config_hash"], rows["test"], rows["value"], strict=True):
@@ -133,7 +134,13 @@ class Stored:
         there = self._scores.get(key)
         if there is None:
             return None
-        asked = tuple(sorted(there)) if tests is None else (tests,) if isinstance(tests, str) else tuple(tests)
+        asked = (
+            tuple(sorted(there.keys() - {"valid"}))
+            if tests is None
+            else (tests,)
+            if isinstance(tests, str)
+            else tuple(tests)
+        )
         return asked if all(t in there for t in asked) else None
 
     def scores(self, label: Label, tests: str | Sequence[str] | None = None) -> dict[int, float]:

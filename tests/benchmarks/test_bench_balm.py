@@ -13,12 +13,22 @@ import torch
 from torch import nn
 
 from mmlib import BALM, MultimodalBatch
-from mmlib.backbones import AVMNISTBackbone, GenericBackbone, GenericConfig, MMINBackbone, MMINConfig
+from mmlib.backbones import (
+    AVMNISTBackbone,
+    GenericBackbone,
+    GenericConfig,
+    MMGCNBackbone,
+    MMGCNConfig,
+    MMINBackbone,
+    MMINConfig,
+)
 from mmlib.methods import CGGM, OGMGE, JointTraining
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
+IEMOCAP = {"audio": (1, 1582), "language": (1, 1024), "vision": (1, 342)}
 NETS = {  # shapes of a sample, leading shape, classes
-    "dialogues": ({"audio": (1, 1582), "language": (1, 1024), "vision": (1, 342)}, (16, 50), 6),  # as on IEMOCAP
+    "mmgcn": (IEMOCAP, (16, 50), 6),
+    "dialogues": (IEMOCAP, (16, 50), 6),  # a generic net: two layers a modality, the lightest that FCM can meet
     "digits": ({"left": (8, 4), "right": (8, 4), "projection": (1, 16)}, (64,), 10),
     "sequences": ({"audio": (64, 130), "vision": (50, 342), "language": (22, 1024)}, (128,), 4),  # the MMIN nets
     "avmnist": ({"image": (1, 28, 28), "audio": (1, 20, 20)}, (128,), 10),
@@ -34,9 +44,12 @@ def make(net: str, device: str) -> tuple[nn.Module, MultimodalBatch]:
         {name: torch.randn(*lead, *shape) for name, shape in shapes.items()},
         torch.ones_like(present),
         target=torch.randint(0, classes, lead),
+        extras={"utterance": torch.ones(lead, dtype=torch.bool), "speaker": torch.randint(0, 2, lead)},
     ).drop(present=present)
-    if net == "avmnist":
-        backbone: nn.Module = AVMNISTBackbone()
+    if net == "mmgcn":
+        backbone: nn.Module = MMGCNBackbone(MMGCNConfig({name: shape[-1] for name, shape in shapes.items()}))
+    elif net == "avmnist":
+        backbone = AVMNISTBackbone()
     elif net == "sequences":
         kinds = {name: "textcnn" if name == "language" else "lstm" for name in shapes}
         backbone = MMINBackbone(MMINConfig({name: shape[-1] for name, shape in shapes.items()}, nets=kinds))

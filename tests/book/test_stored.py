@@ -50,6 +50,7 @@ def table(tmp_path: Path) -> Stored:
 def test_a_mean_is_over_seeds_and_the_conditions_asked_for(table: Stored) -> None:
     assert table.scores(("good",), "both") == {0: 0.75, 1: 0.7, 2: 0.65}
     assert table.scores(("good",)) == {0: 0.5, 1: 0.5, 2: 0.5}, "both conditions, not the validation"
+    assert table.scores(("good",), "valid") == {0: 0.0, 1: 0.0, 2: 0.0}
     assert table.mean(("good",), "both") == metrics.t_interval([0.75, 0.7, 0.65])
     assert table.text(("good",), "both").startswith("70.0 ± ")
     assert table.scores(("good",), "no such test") == {}

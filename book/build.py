@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ROOT / "_build" / "book-src"
 FACTS = ROOT / "book" / "results" / "chapters.json"
 STATUS = ROOT / "book" / "status.md"
+BENCHMARKS = ROOT / "tests" / "benchmarks" / "results"
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 VERSIONS = ("torch", "numpy", "scikit-learn", "matplotlib")
 COPIED = {".md", ".ipynb", ".bib", ".csv", ".py", ".png", ".svg", ".css", ".js"}
@@ -276,12 +277,46 @@ def coverage_table() -> str:
     return "\n".join(lines)
 
 
+def speed_table() -> str:
+    """What ``make bench`` has stored, a table a device: how much faster than a naive version, and what else it says."""
+    parts = []
+    for file in sorted(BENCHMARKS.glob("*.json")):
+        run = json.loads(file.read_text())
+        threads = f", {run['threads']} thread" + "s" * (run["threads"] > 1) if run["threads"] else ""
+        version = run["versions"]["torch"].split("+")[0]
+        lines = [f"### {run['device'].replace('cpu', 'CPU')}{threads}, torch {version}", ""]
+        lines += ["| What | Median, ms | Times the naive version | More |", "| :-- | --: | --: | :-- |"]
+        group = None
+        for row in run["benchmarks"]:
+            if row.get("group") and row["group"] != group:
+                lines.append(f"| **{row['group']}** | | | |")
+                group = row["group"]
+            name, _, variant = row["benchmark"].removeprefix("test_").rstrip("]").partition("[")
+            variants = [f"`{part}`" for part in variant.split("-") if part not in ("", "cpu", "cuda")]
+            more = {k: v for k, v in row.items() if k not in ("benchmark", "group", "median_ms", "ratio")}
+            said = "; ".join(f"{k.replace('_', ' ')} {_number(v)}" for k, v in more.items())
+            cells = [
+                ", ".join([name.replace("_", " "), *variants]),
+                _number(row["median_ms"]),
+                _number(row.get("ratio")),
+            ]
+            lines.append(f"| {' | '.join(cells)} | {said} |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def _number(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return "" if value is None else str(value)
+
+
 def write_status() -> None:
-    """Put the tables of `status_table` and `coverage_table` between their marks on the page of the status."""
+    """Put the tables of `status_table`, `speed_table` and `coverage_table` between their marks on the status page."""
     if not STATUS.exists():
         return
     page = new = STATUS.read_text(encoding="utf-8")
-    for name, table in (("chapters", status_table()), ("coverage", coverage_table())):
+    for name, table in (("chapters", status_table()), ("speed", speed_table()), ("coverage", coverage_table())):
         head, _, rest = new.partition(f"<!-- {name}: begin -->")
         _, _, tail = rest.partition(f"<!-- {name}: end -->")
         new = f"{head}<!-- {name}: begin -->\n{table}\n<!-- {name}: end -->{tail}"

@@ -19,11 +19,14 @@ VERSIONS = ("torch", "numpy", "pytest-benchmark")
 
 
 def table(run: dict[str, Any]) -> list[dict[str, Any]]:
-    """One row a benchmark: its name, the median in milliseconds, and whatever it says of itself."""
+    """One row a benchmark: its name and group, the median in milliseconds, and whatever it says of itself."""
     rows = []
     for one in run["benchmarks"]:
         extra = {k: v for k, v in one.get("extra_info", {}).items() if isinstance(v, (int, float, str, bool))}
-        rows.append({"benchmark": one["name"], "median_ms": float(f"{1000 * one['stats']['median']:.4g}"), **extra})
+        group = {"group": one["group"]} if one.get("group") else {}
+        rows.append(
+            {"benchmark": one["name"], **group, "median_ms": float(f"{1000 * one['stats']['median']:.4g}"), **extra}
+        )
     return rows
 
 
@@ -31,7 +34,7 @@ def text(rows: list[dict[str, Any]]) -> str:
     width = max([len(row["benchmark"]) for row in rows] + [9])
     lines = [f"{'benchmark':{width}}  {'median':>12}  {'ratio':>8}  more"]
     for row in rows:
-        more = {k: v for k, v in row.items() if k not in ("benchmark", "median_ms", "ratio")}
+        more = {k: v for k, v in row.items() if k not in ("benchmark", "group", "median_ms", "ratio")}
         ratio = f"{row['ratio']:.1f}x" if "ratio" in row else ""
         said = ", ".join(f"{k} = {v:.4g}" if isinstance(v, float) else f"{k} = {v}" for k, v in more.items())
         lines.append(f"{row['benchmark']:{width}}  {row['median_ms']:>9.3f} ms  {ratio:>8}  {said}")

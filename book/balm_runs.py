@@ -24,6 +24,7 @@ SETTINGS = {
 }
 CONFIG_A, CONFIG_B = "(0.5, 0.3, 0.7)", "(0.5, 0.7, 0.3)"  # Table 7's names
 SHARED = (0.0, 0.3, 0.5, 0.7)
+TWO = ((0.2, 0.8), (0.8, 0.2))  # of AV-MNIST's image and audio
 SEEDS = (0, 1, 2, 3, 4)
 RATES_TRIED = (3e-3, 1e-2, 3e-2)
 TAUS, RHOS = (0.1, 0.4, 0.7, 1.0, 1.3), (1.0, 1.2, 1.4, 1.6, 1.8)  # Table 7; its corners and centre are run first
@@ -39,9 +40,9 @@ BACKBONES: dict[str, Config] = {
 }
 TRAIN: dict[str, Config] = {
     "conversations": {"epochs": 24, "batch_size": 16, "lr": 1e-2, "weight_decay": 3e-5, "clip": 2.0},
-    "mosi": {"epochs": 16, "batch_size": 8, "lr": 3e-3, "weight_decay": 3e-5, "clip": 2.0},
-    "digits": {"epochs": 12, "batch_size": 64, "lr": 3e-3},
-    "avmnist": {"epochs": 12, "batch_size": 64, "lr": 1e-3},
+    "mosi": {"epochs": 32, "batch_size": 8, "lr": 3e-3, "weight_decay": 3e-5, "clip": 2.0},
+    "digits": {"epochs": 36, "batch_size": 64, "lr": 3e-3, "clip": 2.0},
+    "avmnist": {"epochs": 36, "batch_size": 64, "lr": 3e-3, "clip": 2.0},
 }
 DATA: dict[str, Config] = {
     "conversations": {"data": "conversations", "data_options": CONVERSATIONS},
@@ -107,16 +108,30 @@ def variants_conversations() -> Cells:
     return _settings("conversations", tuple(METHODS), (CONFIG_B, CONFIG_A))
 
 
-def tuning_conversations() -> Cells:
-    """The learning rates tried for all methods alike, Config B: (method, rate). The middle one is the other tables'."""
-    train = TRAIN["conversations"]
+def _tuning(source: str, methods: tuple[str, ...], rates: dict[str, tuple[float, ...]]) -> Cells:
     return {
-        (name, str(lr)): [
-            _config("conversations", name, SETTINGS[CONFIG_B], seed, train={**train, "lr": lr}) for seed in SEEDS[:3]
+        (name, setting, str(lr)): [
+            _config(source, name, rates[setting], seed, train={**TRAIN[source], "lr": lr}) for seed in SEEDS[:3]
         ]
-        for name in METHODS
+        for setting in rates
+        for name in methods
         for lr in RATES_TRIED
     }
+
+
+def tuning_conversations() -> Cells:
+    """Three learning rates for all methods alike, one of them the other tables': (method, setting, rate)."""
+    return _tuning("conversations", tuple(METHODS), {CONFIG_B: SETTINGS[CONFIG_B]})
+
+
+def tuning_digits() -> Cells:
+    """The same for the generic backbone on digits: (method, setting, rate)."""
+    return _tuning("digits", ("backbone", "+BALM"), {CONFIG_B: SETTINGS[CONFIG_B]})
+
+
+def tuning_avmnist() -> Cells:
+    """The same on AV-MNIST: (method, setting, rate)."""
+    return _tuning("avmnist", ("backbone", "+BALM"), {str(rates): rates for rates in TWO})
 
 
 def longer_conversations() -> Cells:
@@ -219,7 +234,7 @@ def settings_avmnist() -> Cells:
     """The generic backbone on AV-MNIST, two modalities: (method, rates of image and audio)."""
     return {
         (name, str(rates)): [_config("avmnist", name, rates, seed) for seed in SEEDS[:3]]
-        for rates in ((0.2, 0.8), (0.8, 0.2))
+        for rates in TWO
         for name in ("backbone", "+BALM")
     }
 
@@ -244,7 +259,7 @@ def optimizers_digits() -> Cells:
         (name, what, clip): [
             _config(
                 "digits", method, SETTINGS[CONFIG_B], seed, options, test={"same": plan(SETTINGS[CONFIG_B])},
-                train={**TRAIN["digits"], **optimizer, **({"clip": TIGHT} if clip == "clip" else {})},
+                train={**TRAIN["digits"], **optimizer, "clip": TIGHT if clip == "clip" else None},
             )
             for seed in SEEDS[:3]
         ]
@@ -339,7 +354,9 @@ TABLES: dict[str, Callable[[], Cells]] = {
     "shared_conversations": shared_conversations,
     "grid_conversations": grid_conversations,
     "readings_digits": readings_digits,
+    "tuning_digits": tuning_digits,
     "settings_avmnist": settings_avmnist,
+    "tuning_avmnist": tuning_avmnist,
     "backbones_conversations": backbones_conversations,
     "subsets_conversations": subsets_conversations,
     "fullgrid_conversations": fullgrid_conversations,
@@ -348,6 +365,8 @@ FILES = {  # tables that share runs with another one share its file
     "variants_conversations": "settings_conversations",
     "tuning_conversations": "settings_conversations",
     "longer_conversations": "settings_conversations",
+    "tuning_digits": "settings_digits",
+    "tuning_avmnist": "settings_avmnist",
     "fullgrid_conversations": "grid_conversations",
 }
 SWEEP = Sweep("balm", TABLES, run, files=FILES)

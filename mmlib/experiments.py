@@ -237,13 +237,17 @@ def _append(path: Path, key: str, rows: list[dict[str, str]], arrays: Mapping[st
         stored = _read(path)
         if key in stored:  # another process was faster
             return
-        text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        for first, *rest in [*stored.values(), rows]:
-            writer.writerow(first)
-            writer.writerows({**row, **dict.fromkeys(ONCE, "")} for row in rest)
-        atomic_write(path, text.getvalue().encode())
+        _write(path, [*stored.values(), rows])
+
+
+def _write(path: Path, runs: Iterable[list[dict[str, str]]]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for first, *rest in runs:
+        writer.writerow(first)
+        writer.writerows({**row, **dict.fromkeys(ONCE, "")} for row in rest)
+    atomic_write(path, text.getvalue().encode())
 
 
 # Running
@@ -301,7 +305,9 @@ def load_or_run(
         for key, rows, arrays, trace in _bar(results, len(todo), progress):
             if trace is None:
                 try:
-                    _append(path, key, [_complete(row, key, by_key[key], facts) for row in rows], arrays)
+                    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+                    common = {**facts, "date": now}
+                    _append(path, key, [_complete(row, key, by_key[key], common) for row in rows], arrays)
                 except (TypeError, ValueError) as error:
                     trace = f"{type(error).__name__}: {error}"
             if trace is not None:
@@ -376,8 +382,7 @@ def _complete(row: Mapping[str, Any], key: str, config: Config, facts: Mapping[s
     if lacking := [name for name in ("metric", "value") if name not in row]:
         raise ValueError(f"run: expected rows with metric and value, one lacks {lacking}")
     known = {k: config.get(k, "") for k in ("method", "backbone", "data", "seed", "profile")}
-    date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    whole = {**known, "date": date, **row, **facts, "config_hash": key, "config": _canonical(config)}
+    whole = {**known, **row, **facts, "config_hash": key, "config": _canonical(config)}
     values = {name: _text(whole.get(name, "")) for name in COLUMNS}
     if broken := [name for name, value in values.items() if "\n" in value or "\r" in value]:
         raise ValueError(f"run: expected single-line values, got a line break in {broken}")

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parent
 
@@ -14,8 +15,14 @@ ROOT = Path(__file__).resolve().parent
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 os.environ.pop("MPLBACKEND", None)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers on two cores; also the same numbers everywhere
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
+for folder in (ROOT / "tests", ROOT):  # test files import toys of each other
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+
+
+# The same examples in every run, so that a change is what makes a test fail; HYPOTHESIS_PROFILE=default draws others.
+settings.register_profile("same", derandomize=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_mbt_sample import Interrupt, toy, two_processes, weights
 from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -36,9 +36,6 @@ from mmlib.methods.balm import (
 )
 from mmlib.missing import MissingPlan, imbalanced_mask
 from mmlib.training import TrainConfig, fit, load, predict, random_state, save
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from test_mbt_sample import Interrupt, toy, two_processes, weights
 
 SGD = lambda parameters: torch.optim.SGD(parameters, lr=0.1)
 IEMOCAP = {"language": (1, 1024), "audio": (1, 1582), "vision": (1, 342)}

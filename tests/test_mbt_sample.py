@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -347,7 +348,7 @@ torch.distributed.destroy_process_group()
 """
 
 
-def two_processes(tmp_path: Path, module: str) -> list[dict[str, torch.Tensor]]:
+def two_processes(tmp_path: Path, module: str) -> list[dict[str, Any]]:
     """What parallel_run of the module gives in each of two processes that train together."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

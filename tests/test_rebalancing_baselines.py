@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_balm import SGD, Joint, backbone, dialogues
+from test_mbt_sample import Interrupt, toy, two_processes, weights
 from torch import nn
 from torch.nn import functional as F
 
@@ -22,10 +23,6 @@ from mmlib.methods import CGGM, OGMGE
 from mmlib.methods.ogm_ge import ogm_coefficients
 from mmlib.missing import MissingPlan
 from mmlib.training import TrainConfig, fit, predict, random_state
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from test_balm import SGD, Joint, backbone, dialogues
-from test_mbt_sample import Interrupt, toy, two_processes, weights
 
 PLAN = MissingPlan("bernoulli", rates=[0.3, 0.4], seed=2)
 
@@ -114,6 +111,8 @@ def test_ogm_coefficients_by_hand() -> None:
     ratio, k = ogm_coefficients(torch.tensor([2.0, 0.0]), 0.4)
     assert ratio.tolist() == [math.inf, 0]
     assert k.tolist() == [0, 1]
+    for dtype in (torch.float32, torch.float64):  # (3 x .35 - .35) / 2 is less than .35
+        assert ogm_coefficients(torch.full((3,), 0.35, dtype=dtype), 1.0)[1].tolist() == [1, 1, 1]
 
 
 @settings(deadline=None, max_examples=30)

@@ -9,14 +9,12 @@ import math
 import os
 import pickle
 import random
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from test_mbt_sample import two_processes
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -639,7 +637,7 @@ def test_training_on_a_gpu(precision: str) -> None:
     assert not predict(method, valid).is_cuda
 
 
-def parallel_runs() -> dict[str, dict[str, torch.Tensor]]:
+def parallel_run() -> dict[str, dict[str, torch.Tensor]]:
     """What a group of processes must agree on with one process: even shards, uneven and empty ones, accumulation."""
     found = {}
     for name, n, accumulation in (("even", 40, 1), ("uneven", 41, 1), ("accumulated", 41, 2)):
@@ -655,45 +653,10 @@ def parallel_runs() -> dict[str, dict[str, torch.Tensor]]:
     return found
 
 
-TWO = """
-import sys, torch
-sys.path[:0] = [{tests!r}, {root!r}]
-from test_training import parallel_runs
-found = parallel_runs()
-assert torch.distributed.get_world_size() == 2
-torch.save(found, sys.argv[1])
-torch.distributed.destroy_process_group()
-"""
-
-
 @pytest.mark.slow
 def test_two_processes_give_the_gradients_of_one(tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    script = tmp_path / "two.py"
-    script.write_text(TWO.format(tests=str(Path(__file__).parent), root=str(ROOT)))
-    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_WORLD_SIZE": "2"}
-    running = [
-        subprocess.Popen(
-            [sys.executable, str(script), str(tmp_path / f"{rank}.pt")],
-            env={**os.environ, "OMP_NUM_THREADS": "1", **group, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    one = parallel_runs()
-    try:
-        for process in running:
-            output, _ = process.communicate(timeout=180)
-            assert process.returncode == 0, output
-    finally:
-        for process in running:
-            process.kill()
-    for rank in (0, 1):
-        two = torch.load(tmp_path / f"{rank}.pt")
+    one = parallel_run()
+    for two in two_processes(tmp_path, "test_training"):
         for name, expected in one.items():
             for what, value in expected.items():
                 torch.testing.assert_close(two[name][what], value, atol=1e-5, rtol=1e-4)

@@ -30,11 +30,13 @@ def ogm_coefficients(score: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
     """The ratio of each modality's score to the mean of the others', and OGM Eq. 10: [M] -> [M], [M].
 
     k_m = 1 - tanh(alpha ratio_m) where the ratio is above 1, else 1. With two modalities these are the paper's; the
-    mean of the others, for more, is our reading. A ratio of 0 / 0 is 1.
+    mean of the others, for more, is our reading. A ratio of 0 / 0 is 1, and what is above 1 by rounding alone is not
+    above: k jumps there, and equal scores are to be left alone.
     """
     others = (score.sum() - score) / (len(score) - 1)
     ratio = torch.where(others > 0, score / others, torch.where(score > 0, torch.inf, 1.0))
-    return ratio, torch.where(ratio > 1, 1 - torch.tanh(alpha * ratio), 1.0)
+    ahead = ratio > 1 + 8 * torch.finfo(ratio.dtype).eps
+    return ratio, torch.where(ahead, 1 - torch.tanh(alpha * ratio), 1.0)
 
 
 class OGMGE(nn.Module):

@@ -54,8 +54,8 @@ class PMR(nn.Module):
     coefficient : c_m is 1 ("one", as released) or min(s_dominant / s_m - 1, 1) ("ratio", the paper's)
     score : s_m as a "sum", in which a modality that is often missing is weak, or the "mean" over its present samples
     regulariser : mu > 0 adds - mu * c * H in the first ``regulariser_epochs`` epochs: H is the mean entropy of the
-        dominant modality's prototype probabilities, c the weakest one's c_m (the paper's early regulariser in our
-        reading; the release lacks it)
+        dominant modality's prototype probabilities (of each, where several lead together), c the weakest one's c_m (the
+        paper's early regulariser in our reading; the release lacks it)
     rows : samples that are encoded at once for the means
 
     Losses are "task", "prototype" and, where mu > 0, "entropy". ``last`` holds ``score`` [M] and ``coefficient`` [M] of

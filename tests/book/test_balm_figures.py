@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from types import SimpleNamespace
 
-import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -15,16 +13,7 @@ from book import balm_figures, balm_runs
 from mmlib import experiments
 from mmlib.methods.balm import BALMConfig
 
-
-@pytest.fixture(autouse=True)
-def _no_window() -> Iterator[None]:
-    import matplotlib.pyplot as plt
-
-    before = matplotlib.get_backend()
-    plt.switch_backend("agg")
-    yield
-    plt.close("all")
-    plt.switch_backend(before)
+pytestmark = pytest.mark.usefixtures("no_window")
 
 
 def watched(values: list[list[float]]) -> balm_figures.Watch:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -20,15 +18,7 @@ SMALL = {"epochs": 1, "batch_size": 64, "lr": 1e-2}
 FEW = {**dear_runs.DATA["synthetic"]["data_options"], "sizes": [60, 30, 40]}
 
 
-@pytest.fixture(autouse=True)
-def _no_window() -> Iterator[None]:
-    import matplotlib.pyplot as plt
-
-    before = matplotlib.get_backend()
-    plt.switch_backend("agg")
-    yield
-    plt.close("all")
-    plt.switch_backend(before)
+pytestmark = pytest.mark.usefixtures("no_window")
 
 
 def small(table: str, place: int = -1) -> dict:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -140,22 +139,17 @@ def test_scores_keep_three_metrics(tmp_path: Path) -> None:
     assert rows.predictions is not None
 
 
+@pytest.mark.usefixtures("no_window")
 def test_the_schematics_show_computed_numbers() -> None:
-    before = plt.get_backend()
-    plt.switch_backend("agg")
-    try:
-        names, table = ["a", "b", "c"], torch.tensor(dream_figures.EXAMPLES["so does the third, alone"])
-        pss = coalitions.prediction_shift_score(table).tolist()
-        pas = coalitions.prediction_accuracy_score(table, torch.tensor(1)).tolist()
-        card = dream_figures.coalition_card(names, [str(int(k)) for k in table], pss, pas, "1")
-        said = [t.get_text() for ax in card.axes for t in ax.texts]
-        assert {"PSS\n0.83", "PSS\n0.17", "PSS\n0.33", "PAS\n1.83"} <= set(said)
-        assert said.count("1") == 5
-        curves = dream_figures.mask_curves()
-        falls = [bool((np.diff(line.get_ydata()) < 0).all()) for ax in curves.axes for line in ax.lines]
-        assert falls == [False, True, False, False], "Eq. 10 with w = -1 alone falls"
-        words = " ".join(t.get_text() for t in dream_figures.overview().axes[0].texts)
-        assert "PSS" in words and "enhancement" in words  # noqa: PT018
-    finally:
-        plt.close("all")
-        plt.switch_backend(before)
+    names, table = ["a", "b", "c"], torch.tensor(dream_figures.EXAMPLES["so does the third, alone"])
+    pss = coalitions.prediction_shift_score(table).tolist()
+    pas = coalitions.prediction_accuracy_score(table, torch.tensor(1)).tolist()
+    card = dream_figures.coalition_card(names, [str(int(k)) for k in table], pss, pas, "1")
+    said = [t.get_text() for ax in card.axes for t in ax.texts]
+    assert {"PSS\n0.83", "PSS\n0.17", "PSS\n0.33", "PAS\n1.83"} <= set(said)
+    assert said.count("1") == 5
+    curves = dream_figures.mask_curves()
+    falls = [bool((np.diff(line.get_ydata()) < 0).all()) for ax in curves.axes for line in ax.lines]
+    assert falls == [False, True, False, False], "Eq. 10 with w = -1 alone falls"
+    words = " ".join(t.get_text() for t in dream_figures.overview().axes[0].texts)
+    assert "PSS" in words and "enhancement" in words  # noqa: PT018

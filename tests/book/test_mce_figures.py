@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import matplotlib
 import pytest
 import torch
@@ -12,16 +10,7 @@ from book import mce_figures, pictures
 from mmlib import coalitions
 from mmlib.methods.mce import learning_state_factor
 
-
-@pytest.fixture(autouse=True)
-def _no_window() -> Iterator[None]:
-    import matplotlib.pyplot as plt
-
-    before = matplotlib.get_backend()
-    plt.switch_backend("agg")
-    yield
-    plt.close("all")
-    plt.switch_backend(before)
+pytestmark = pytest.mark.usefixtures("no_window")
 
 
 def words(figure: matplotlib.figure.Figure) -> list[str]:

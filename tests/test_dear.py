@@ -375,6 +375,19 @@ def test_weights_and_entropy_by_hand():
     assert weight_entropy(torch.tensor([1.0, 0, 0])).item() == 0
 
 
+def test_a_weight_that_underflows_leaves_finite_gradients() -> None:
+    d = torch.tensor([[0.5, 400.0, 1.0], [300.0, 0.0, 900.0]], requires_grad=True)
+    w = reliability_weights(d)
+    assert bool((w == 0).any())
+    weight_entropy(w).sum().backward()
+    assert d.grad is not None
+    assert bool(torch.isfinite(d.grad).all())
+    p = w[0, [0, 2]].detach()  # what is left are two weights: dH/dd = w (log w + H) by hand
+    slope = p * (p.log() - (p * p.log()).sum())
+    torch.testing.assert_close(d.grad[0], torch.tensor([slope[0], 0, slope[1]]))
+    assert d.grad[1].tolist() == [0, 0, 0]
+
+
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.floats(0, 10), min_size=2, max_size=6), st.floats(0.5, 20), st.integers(0, 5), st.floats(0.01, 10))
 def test_weights_fall_in_difficulty(d, tau, place, more):

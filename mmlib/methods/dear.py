@@ -257,8 +257,12 @@ def reliability_weights(difficulty: Tensor, tau: float | Tensor = 1.0) -> Tensor
 
 
 def weight_entropy(w: Tensor) -> Tensor:
-    """H(w) = -sum w log w in nats, [..., M] -> [...], from 0 to log M."""
-    return torch.special.entr(w).sum(-1)
+    """H(w) = -sum w log w in nats, [..., M] -> [...], from 0 to log M.
+
+    Its slope is infinite where w is 0, and softmax would make that NaN: a weight that has underflowed gives none.
+    """
+    tiny = torch.finfo(w.dtype).tiny
+    return torch.special.entr(torch.where(w < tiny, 1, w)).sum(-1)  # 1 has the entropy of 0
 
 
 # --- 3.4 Synergistic-Robust Dual-Stream Fusion ------------------------------------------------------------------------

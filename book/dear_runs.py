@@ -131,7 +131,7 @@ READINGS: dict[str, Config] = {
     "absolute errors": {"main": "l1"},
     "streams in L_aux": {"aux": "all"},
 }
-RATES_TRIED = (1e-3, 3e-3, 1e-2)
+RATES_TRIED = (1e-3, 3e-3, 1e-2, 3e-2)
 
 
 def _config(source: str, method: str, seed: int, options: Config | None = None, **changes: Any) -> Config:
@@ -247,7 +247,7 @@ def budget() -> Cells:
 
 
 def tuning() -> Cells:
-    """Three learning rates for all methods alike, one of them the other tables': (data, method, rate)."""
+    """Four learning rates for all methods alike, one of them the other tables': (data, method, rate)."""
     cells: Cells = {}
     for source in ("synthetic", "mosi text and audio"):
         for name in METHODS:

@@ -26,7 +26,7 @@ CONFIG_A, CONFIG_B = "(0.5, 0.3, 0.7)", "(0.5, 0.7, 0.3)"  # Table 7's names
 SHARED = (0.0, 0.3, 0.5, 0.7)
 TWO = ((0.2, 0.8), (0.8, 0.2))  # of AV-MNIST's image and audio
 SEEDS = (0, 1, 2, 3, 4)
-RATES_TRIED = (3e-3, 1e-2, 3e-2)
+RATES_TRIED = (1e-3, 3e-3, 1e-2, 3e-2)
 TAUS, RHOS = (0.1, 0.4, 0.7, 1.0, 1.3), (1.0, 1.2, 1.4, 1.6, 1.8)  # Table 7; its corners and centre are run first
 FEW_TAUS, FEW_RHOS = TAUS[::2], RHOS[::2]
 
@@ -120,7 +120,7 @@ def _tuning(source: str, methods: tuple[str, ...], rates: dict[str, tuple[float,
 
 
 def tuning_conversations() -> Cells:
-    """Three learning rates for all methods alike, one of them the other tables': (method, setting, rate)."""
+    """Four learning rates for all methods alike, one of them the other tables': (method, setting, rate)."""
     return _tuning("conversations", tuple(METHODS), {CONFIG_B: SETTINGS[CONFIG_B]})
 
 

@@ -1,7 +1,7 @@
 """Stored results can be had again: three runs of every table, others every day, give their rows within two samples.
 
 A table is a file of ``book/results`` whose runs `experiments.train_and_score` can do, or that names a runner below.
-New tables join by being there. The runs are drawn from a table's cheapest ones: a third of a minute or so for each.
+New tables join by being there. The runs are drawn from a table's cheapest ones: about a fifth of a minute for each.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from book import build, dear_runs, dream_runs, imbalance_runs
+from book import balm_runs, build, dear_runs, dream_runs, imbalance_runs
 from mmlib import data, experiments
 
 RESULTS = build.ROOT / "book" / "results"
-SECONDS = 20  # the drawn runs of a table took no longer than this when they were stored
-LONGEST = 90  # unless its three cheapest did: up to this
-EMBEDDED = ("digits", "synthetic", "confounded")
+SECONDS = 12  # the drawn runs of a table took no longer than this when they were stored
+LONGEST = 60  # unless its three cheapest did: up to this
+EMBEDDED = ("digits", "synthetic", "confounded", "conversations")
 
 
 def linear_probe(config: dict[str, Any]) -> list[dict[str, Any]]:
@@ -44,6 +44,7 @@ RUNNERS: dict[str, Callable[[dict[str, Any]], list[dict[str, Any]]]] = {
     "detection": dream_runs.run_detection,
     "mask": dream_runs.run_mask,
     "reweighted": imbalance_runs.run,
+    "mce+balm": balm_runs.run,
 }
 
 
@@ -136,10 +137,10 @@ def test_every_day_draws_three_affordable_runs() -> None:
     found = pd.DataFrame({"config_hash": list("abcdefgh"), "config": "{}", "seconds": [9, 1, 2, 20, 12, 4, 100, 3.0]})
     days = [drawn(found, f"2026-01-{day:02}") for day in range(1, 31)]
     assert {len(day) for day in days} == {3}
-    assert {key for day in days for key in day["config_hash"]} == set("abcfh")  # 3 + 4 + 9 <= 20 < 4 + 9 + 12
+    assert {key for day in days for key in day["config_hash"]} == set("bcfh")  # 2 + 3 + 4 <= 12 < 3 + 4 + 9
     assert drawn(found, "2026-01-01")["config_hash"].tolist() == days[0]["config_hash"].tolist()
-    dear = found.assign(seconds=[50.0, 60, 70, 80, 90, 100, 110, 20])
-    assert sorted(drawn(dear, "2026-01-01")["config_hash"]) == ["a", "h"]  # 20 + 50, and 60 more would be too long
+    dear = found.assign(seconds=[35.0, 60, 70, 80, 90, 100, 110, 20])
+    assert sorted(drawn(dear, "2026-01-01")["config_hash"]) == ["a", "h"]  # 20 + 35, and 60 more would be too long
     assert drawn(dear.assign(seconds=200.0), "2026-01-01").empty
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from book.sweep import Cells, Config, Sweep
+from book.sweep import UNEQUAL, Cells, Config, Sweep
 from mmlib import MultimodalDataset, data, experiments, metrics, missing
 from mmlib.missing import MissingPlan
 
@@ -37,17 +37,9 @@ TRAIN: Config = {
     "schedule": "linear-warmup-cosine",
 }
 DATA: dict[str, Config] = {
-    # language is worth two fifths of the score and clean, vision is noisy; each knows one bit of its own, all share one
     "synthetic": {
         "data": "synthetic",
-        "data_options": {
-            "task": "regression",
-            "frames": {"language": 6, "audio": 8, "vision": 4},
-            "noise": {"language": 1.0, "audio": 1.5, "vision": 2.0},
-            "weights": {"language_0": 2.0},
-            "xor": None,
-            "sizes": [1000, 300, 600],
-        },
+        "data_options": {**UNEQUAL, "sizes": [1000, 300, 600]},
         "train": TRAIN,
     },
     # stored token features, of which a dropped one leaves its trace in the others; vision is missing by nature in 54 %

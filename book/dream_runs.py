@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from book.sweep import Cells, Config, Sweep
+from book.sweep import UNEQUAL, Cells, Config, Sweep
 from mmlib import MultimodalDataset, data, experiments
 from mmlib.missing import MissingPlan
 
@@ -26,18 +26,7 @@ ON_DIGITS: Config = {**TRAIN, "epochs": 36}  # twelve are enough on synthetic an
 DATA: dict[str, Config] = {
     "digits": {"data": "digits"},
     "mfeat": {"data": "mfeat"},
-    # language is worth two thirds of the score and clean, vision is noisy; each knows one bit of its own, all share one
-    "synthetic": {
-        "data": "synthetic",
-        "data_options": {
-            "task": "regression",
-            "frames": {"language": 6, "audio": 8, "vision": 4},
-            "noise": {"language": 1.0, "audio": 1.5, "vision": 2.0},
-            "weights": {"language_0": 2.0},
-            "xor": None,
-            "sizes": [1000, 300, 1000],
-        },
-    },
+    "synthetic": {"data": "synthetic", "data_options": {**UNEQUAL, "sizes": [1000, 300, 1000]}},
     "mosi": {"data": "mosi", "data_options": {"max_frames": 16}, "train": {**TRAIN, "lr": 1e-3}},
     "avmnist": {"data": "avmnist", "data_options": {"scaling": "train"}},
 }

@@ -63,7 +63,8 @@ COLUMNS = (
     "config",
 )
 # fmt: on
-ONCE = ("commit", "date", "command", "config")  # the same in all rows of a run: a file has them in its first row alone
+# What is the same in all rows of a run: a file has it in the first row alone, where no row says otherwise
+ONCE = ("experiment", "device", "torch", "mmlib", "commit", "date", "command", "config")
 MACHINE = ("data_root", "device", "progress")  # entries of a config that say where it runs, not what it computes
 
 Config = dict[str, Any]
@@ -246,7 +247,8 @@ def _write(path: Path, runs: Iterable[list[dict[str, str]]]) -> None:
     writer.writeheader()
     for first, *rest in runs:
         writer.writerow(first)
-        writer.writerows({**row, **dict.fromkeys(ONCE, "")} for row in rest)
+        same = dict.fromkeys((name for name in ONCE if all(row[name] == first[name] for row in rest)), "")
+        writer.writerows({**row, **same} for row in rest)
     atomic_write(path, text.getvalue().encode())
 
 

@@ -121,12 +121,12 @@ def test_a_run_says_once_what_it_was(tmp_path: Path) -> None:
     """Files in which every row repeats it are read too, and are shorter after the next run."""
     path = tmp_path / "squares.csv"
     frame = load_or_run(path, grid(x=[1], seed=[0]), square, command="make squares")
-    once = ["commit", "date", "command", "config"]
+    once = ["experiment", "torch", "mmlib", "commit", "date", "command", "config"]
     assert (frame[once] != "").all(axis=None)
     assert frame[once].nunique().eq(1).all()
     first, second = csv.DictReader(path.read_text().splitlines())
     assert [first[name] for name in once] == list(frame.loc[0, once])
-    assert [second[name] for name in once] == [""] * 4
+    assert [second[name] for name in once] == [""] * len(once)
 
     with path.open("w", newline="") as file:  # as older versions wrote it
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")

@@ -13,7 +13,17 @@ import pytest
 import mmlib
 
 ROOT = Path(mmlib.__file__).parent
-CORE = ["batch.py", "files.py", "missing.py", "coalitions.py", "losses.py", "layers.py", "backbones", "methods"]
+CORE = [
+    "batch.py",
+    "checks.py",
+    "files.py",
+    "missing.py",
+    "coalitions.py",
+    "losses.py",
+    "layers.py",
+    "backbones",
+    "methods",
+]
 
 SCRIPT = '''
 import builtins, sys

@@ -59,12 +59,29 @@ __all__ = [
 # fmt: off
 COLUMNS = (
     "experiment", "config_hash", "method", "backbone", "data", "data_hash", "mask_hash", "test", "seed", "profile",
-    "metric", "value", "n", "seconds", "peak_memory_mb", "device", "torch", "mmlib", "commit", "date", "command",
-    "config",
+    "metric", "value", "n", "seconds", "peak_memory_mb", "device", "kernels", "torch", "mmlib", "commit", "date",
+    "command", "rows", "digest", "config",
 )
 # fmt: on
 # What is the same in all rows of a run: a file has it in the first row alone, where no row says otherwise
-ONCE = ("experiment", "device", "torch", "mmlib", "commit", "date", "command", "config")
+ONCE = (
+    "experiment",
+    "device",
+    "kernels",
+    "torch",
+    "mmlib",
+    "commit",
+    "date",
+    "command",
+    "rows",
+    "digest",
+    "config",
+)  # fmt: skip
+NUMBERS: dict[str, type] = {
+    **dict.fromkeys(("value", "seconds", "peak_memory_mb"), float),
+    **dict.fromkeys(("seed", "n", "rows"), int),
+}  # the columns that hold numbers; an empty one is unknown
+KINDS = {int: "a whole number", float: "a number"}
 MACHINE = ("data_root", "device", "progress")  # entries of a config that say where it runs, not what it computes
 
 Config = dict[str, Any]
@@ -127,7 +144,12 @@ def _strings(value: Any) -> Iterator[str]:
 def load_rows(path: str | Path, configs: Sequence[Config] | None = None) -> pd.DataFrame:
     """The stored rows, of these configs in this order or of all; a file that is not there has none.
 
-    Raises ValueError for a file of another schema, or whose rows do not belong to their hashes.
+    Columns: `COLUMNS`. ``kernels`` says what computed the run (the CPU's instructions as PyTorch uses them, its vendor,
+    family and model, and variables that choose kernels); "" means unknown. ``rows`` and ``digest`` are how many rows
+    the run has and what they come to.
+
+    Raises ValueError, which names the file and the line, for a file of another schema, for a value that is no number,
+    and for a run that lost a row, has one twice or one that was edited.
     """
     stored = _read(Path(path))
     keys = list(stored) if configs is None else _keys(configs)
@@ -181,7 +203,11 @@ def _read(path: Path) -> dict[str, list[dict[str, str]]]:
     text = path.read_bytes().decode("utf-8", errors="replace")
     end = text.rfind("\n") + 1
     text, torn = text[:end], text[end:]
-    lines = list(csv.reader(io.StringIO(text)))
+    reader = csv.reader(io.StringIO(text))
+    try:
+        lines = list(reader)
+    except csv.Error as error:
+        raise ValueError(f"{path.name}, line {reader.line_num}: expected comma-separated values ({error})") from None
     if not lines and torn and ",".join(COLUMNS).startswith(torn):
         return {}
     if not lines or tuple(lines[0]) != COLUMNS:
@@ -192,18 +218,21 @@ def _read(path: Path) -> dict[str, list[dict[str, str]]]:
             f"has {extra} besides (or in another order). Give the new results another file"
         )
     stored: dict[str, list[dict[str, str]]] = {}
+    first: dict[str, int] = {}  # the line in which each run begins
     for number, line in enumerate(lines[1:], 2):
         if len(line) != len(COLUMNS):
             raise ValueError(f"{path.name}, line {number}: expected {len(COLUMNS)} values, got {len(line)}")
         row = dict(zip(COLUMNS, line, strict=True))
+        for name, kind in NUMBERS.items():
+            try:
+                kind(row[name] or 0)
+            except ValueError:
+                raise ValueError(
+                    f"{path.name}, line {number}, {name}: expected {KINDS[kind]}, got {row[name]!r:.100}"
+                ) from None
         rows = stored.setdefault(row["config_hash"], [])
-        rows.append({**row, **{name: row[name] or rows[0][name] for name in ONCE}} if rows else row)
-    for key, rows in stored.items():
-        if hashlib.sha256(rows[0]["config"].encode()).hexdigest()[:16] != key:
-            raise ValueError(
-                f"{path.name}: the rows of {key} hold another configuration than their hash says; the file was "
-                f"edited, or comes from another version. Remove these rows, or give the new results another file"
-            )
+        first.setdefault(row["config_hash"], number)
+        rows.append(_filled(row, rows[0]) if rows else row)
     if torn and stored:
         begun = next(csv.reader([torn]))
         lost = begun[1] if len(begun) > 2 else list(stored)[-1]  # if the line does not say whose it is: the last run's
@@ -211,17 +240,42 @@ def _read(path: Path) -> dict[str, list[dict[str, str]]]:
         warnings.warn(
             f"{path.name} ends in the middle of a line; the run {lost} may be incomplete and is run again", stacklevel=3
         )
+    for key, rows in stored.items():
+        place, last = f"{path.name}, line {first[key]}: the run {key}", "Remove its rows and run it again"
+        if hashlib.sha256(rows[0]["config"].encode()).hexdigest()[:16] != key:
+            raise ValueError(
+                f"{place} holds another configuration than its hash says: its first row was lost or edited. {last}"
+            )
+        if rows[0]["rows"] != str(len(rows)):
+            raise ValueError(
+                f"{place} says that it has {rows[0]['rows'] or 'an unknown number of'} rows, and has {len(rows)}: "
+                f"one was lost or doubled. {last}"
+            )
+        if rows[0]["digest"] != _digest(rows):
+            raise ValueError(f"{place} has rows with another digest than it says: one was edited. {last}")
     return stored
+
+
+def _filled(row: dict[str, str], first: Mapping[str, str]) -> dict[str, str]:
+    """A run's row with what its first row says for all of them."""
+    return {**row, **{name: row[name] or first[name] for name in ONCE}}
+
+
+def _digest(rows: Iterable[Mapping[str, str]]) -> str:
+    """Twelve hexadecimal digits of all that a run's rows say."""
+    said = [[row[name] for name in COLUMNS if name not in ("rows", "digest")] for row in rows]
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:12]
 
 
 def _frame(rows: list[dict[str, str]]) -> pd.DataFrame:
     import pandas as pd
 
     frame = pd.DataFrame(rows, columns=COLUMNS, dtype=str)
-    for name in ("value", "seconds", "peak_memory_mb"):
-        frame[name] = [float(v) if v else math.nan for v in frame[name]]
-    for name in ("seed", "n"):
-        frame[name] = pd.array([int(v) if v else None for v in frame[name]], dtype="Int64")
+    for name, kind in NUMBERS.items():
+        if kind is float:
+            frame[name] = [float(v) if v else math.nan for v in frame[name]]
+        else:
+            frame[name] = pd.array([int(v) if v else None for v in frame[name]], dtype="Int64")
     return frame
 
 
@@ -242,10 +296,14 @@ def _append(path: Path, key: str, rows: list[dict[str, str]], arrays: Mapping[st
 
 
 def _write(path: Path, runs: Iterable[list[dict[str, str]]]) -> None:
+    """Replace the file by one of these runs, each of which says how many rows it has and what they come to."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
-    for first, *rest in runs:
+    for rows in runs:
+        rows = [_filled(row, rows[0]) for row in rows]
+        sealed = {"rows": str(len(rows)), "digest": _digest(rows)}
+        first, *rest = ({**row, **sealed} for row in rows)
         writer.writerow(first)
         same = dict.fromkeys((name for name in ONCE if all(row[name] == first[name] for row in rest)), "")
         writer.writerows({**row, **same} for row in rest)
@@ -307,6 +365,8 @@ def load_or_run(
         for key, rows, arrays, trace in _bar(results, len(todo), progress):
             if trace is None:
                 try:
+                    if not rows:
+                        raise ValueError("run: expected at least one row, got none")
                     now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
                     common = {**facts, "date": now}
                     _append(path, key, [_complete(row, key, by_key[key], common) for row in rows], arrays)
@@ -369,7 +429,7 @@ def _run_one(run: Run, key: str, config: Config, threads: int) -> Done:
     try:
         rows = run(dict(config))
         arrays = {name: np.asarray(array) for name, array in getattr(rows, "predictions", {}).items()}
-        here = {"torch": torch.__version__, "mmlib": _version(), "device": _cpu("cpu")}
+        here = {"torch": torch.__version__, "mmlib": _version(), "device": _cpu("cpu"), "kernels": _kernels()}
         return key, [{**here, **row} for row in rows], arrays, None
     except Exception:
         return key, [], {}, traceback.format_exc()
@@ -403,6 +463,29 @@ def _bar(results: Iterable[Any], total: int, progress: bool) -> Iterable[Any]:
     from tqdm import tqdm
 
     return tqdm(results, total=total, unit="run", disable=not progress or not total)
+
+
+def _kernels() -> str:
+    """What decides which kernels compute here, and so a training's numbers: "AVX2 AuthenticAMD 25/1" (family, model).
+
+    PyTorch's, oneDNN's and MKL's own variables choose others; where they are set they are part of it.
+    """
+    parts = [torch.backends.cpu.get_cpu_capability(), *_processor()]
+    variables = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_CBWR")
+    return " ".join(filter(None, [*parts, *(f"{k}={os.environ[k]}" for k in variables if os.environ.get(k))]))
+
+
+@functools.cache
+def _processor() -> list[str]:
+    """The CPU's vendor, family and model, as far as the system says."""
+    about: dict[str, str] = {}
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            name, _, value = line.partition(":")
+            about.setdefault(name.strip(), value.strip())
+    if "vendor_id" not in about:
+        return [" ".join((platform.processor() or platform.machine()).split())]
+    return [about["vendor_id"], "/".join(about[k] for k in ("cpu family", "model") if k in about)]
 
 
 def _version() -> str:

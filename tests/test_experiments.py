@@ -7,10 +7,12 @@ import errno
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +37,8 @@ from mmlib.experiments import (
 from mmlib.missing import MissingPlan
 
 ROOT = Path(__file__).resolve().parent.parent
-VOLATILE = ["seconds", "peak_memory_mb", "date"]
+VOLATILE = ["seconds", "peak_memory_mb", "date", "digest"]
+KERNELS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_CBWR")
 CALLS: list[dict] = []
 
 
@@ -121,11 +124,12 @@ def test_a_run_says_once_what_it_was(tmp_path: Path) -> None:
     """Files in which every row repeats it are read too, and are shorter after the next run."""
     path = tmp_path / "squares.csv"
     frame = load_or_run(path, grid(x=[1], seed=[0]), square, command="make squares")
-    once = ["experiment", "torch", "mmlib", "commit", "date", "command", "config"]
-    assert (frame[once] != "").all(axis=None)
+    once = ["experiment", "kernels", "torch", "mmlib", "commit", "date", "command", "rows", "digest", "config"]
+    assert (frame[once].astype(str) != "").all(axis=None)
+    assert set(frame["rows"]) == {2}
     assert frame[once].nunique().eq(1).all()
     first, second = csv.DictReader(path.read_text().splitlines())
-    assert [first[name] for name in once] == list(frame.loc[0, once])
+    assert [first[name] for name in once] == list(frame.loc[0, once].astype(str))
     assert [second[name] for name in once] == [""] * len(once)
 
     with path.open("w", newline="") as file:  # as older versions wrote it
@@ -181,11 +185,12 @@ def test_a_failing_run_does_not_stop_the_others(tmp_path: Path) -> None:
         ({"metric": "accuracy"}, "lacks .'value'."),
         ({"metric": "accuracy", "value": 1.0, "accuracy": 1.0}, "got .'accuracy'."),
         ({"metric": "a\nb", "value": 1.0}, "line break in .'metric'."),
+        (None, "expected at least one row, got none"),
     ],
 )
-def test_rows_of_another_form_are_refused(tmp_path: Path, row: dict, message: str) -> None:
+def test_rows_of_another_form_are_refused(tmp_path: Path, row: dict | None, message: str) -> None:
     with pytest.raises(RuntimeError, match=message):
-        load_or_run(tmp_path / "x.csv", [{"x": 1}], lambda config: [row])
+        load_or_run(tmp_path / "x.csv", [{"x": 1}], lambda config: [row] if row else [])
     assert len(load_rows(tmp_path / "x.csv")) == 0
 
 
@@ -205,13 +210,61 @@ def test_another_schema_experiment_or_configuration_is_refused(tmp_path: Path) -
     load_or_run(path, grid(x=[1]), square)
     with pytest.raises(ValueError, match=r"expected rows of the experiment 'cubes', got rows of \['squares'\]"):
         load_or_run(path, grid(x=[2]), square, experiment="cubes")
-    whole = path.read_text()
-    path.write_text(whole.replace('""x"": 1', '""x"": 2'))
-    with pytest.raises(ValueError, match="hold another configuration than their hash says"):
+    path.write_text(path.read_text().replace('""x"": 1', '""x"": 2'))
+    with pytest.raises(ValueError, match=r"squares\.csv, line 2: the run \w{16} holds another configuration than its"):
         load_or_run(path, grid(x=[1]), square)
-    path.write_text(whole + "1,2,3\n")
-    with pytest.raises(ValueError, match=r"squares\.csv, line 4: expected 22 values, got 3"):
-        load_rows(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda lines: [*lines[:4], *lines[5:]],
+            "line 4: the run KEY says that it has 2 rows, and has 1: one was lost",
+        ),
+        (
+            lambda lines: [*lines[:3], *lines[4:]],
+            "line 4: the run KEY holds another .* its first row was lost or edited",
+        ),
+        (lambda lines: [*lines, lines[4]], "line 4: the run KEY says that it has 2 rows, and has 3: .* or doubled"),
+        (lambda lines: [*lines, *lines[3:5]], "line 4: the run KEY says that it has 2 rows, and has 4"),
+        (
+            lambda lines: [*lines[:4], lines[4].replace(",3,", ",4,"), *lines[5:]],
+            "line 4: the run KEY has .* was edited",
+        ),
+        (lambda lines: [*lines[:4], lines[4].replace(",1.57", ",abc"), *lines[5:]], "line 5, value: .* got 'abc14"),
+        (
+            lambda lines: [*lines[:4], lines[4].replace(",3,", ",3.5,"), *lines[5:]],
+            "line 5, n: expected a whole number",
+        ),
+        (lambda lines: [*lines, "1,2,3"], f"line 8: expected {len(COLUMNS)} values, got 3"),
+        (lambda lines: [*lines, "x" * 200_000], r"line 8: expected comma-separated values \(field larger"),
+    ],
+)
+def test_a_run_that_lost_a_row_or_was_edited_is_refused(tmp_path: Path, change: Callable, message: str) -> None:
+    path = tmp_path / "squares.csv"
+    load_or_run(path, [{"x": 1}, {"x": 2}, {"x": 3}], square)
+    path.write_text("\n".join(change(path.read_text().splitlines())) + "\n")
+    message = message.replace("KEY", config_hash({"x": 2}))
+    for read in (load_rows, lambda path: load_or_run(path, [{"x": 2}], square)):
+        with pytest.raises(ValueError, match=rf"squares\.csv, {message}"):
+            read(path)
+
+
+def test_a_run_says_which_kernels_computed_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in KERNELS:
+        monkeypatch.delenv(name, raising=False)
+    (here,) = load_or_run(tmp_path / "squares.csv", [{"x": 1}], square)["kernels"].unique()
+    assert re.fullmatch(r"[A-Z0-9]+( \S+)*", here)
+    assert "=" not in here
+    other = subprocess.run(  # in a process of its own, since PyTorch chooses its kernels once
+        [sys.executable, "-c", "from mmlib import experiments; print(experiments._kernels())"],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "COMPATIBLE"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    assert other == " ".join(["DEFAULT", *here.split()[1:], "ATEN_CPU_CAPABILITY=default", "MKL_CBWR=COMPATIBLE"])
 
 
 def test_a_torn_last_line_is_repaired(tmp_path: Path) -> None:

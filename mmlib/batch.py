@@ -21,6 +21,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .checks import Is
+
 __all__ = ["MultimodalBatch", "MultimodalDataset", "Output", "frame_axis", "per_frame", "stable_ids"]
 
 
@@ -541,6 +543,10 @@ class MultimodalDataset(torch.utils.data.Dataset):
         arrays = {m: frame[list(names)].astype("float32").to_numpy() for m, names in columns.items()}
         options.setdefault("ids", frame.index.tolist())
         return cls.from_arrays(arrays, None if target is None else frame[target].to_numpy(), **options)
+
+
+BATCH = Is("a MultimodalBatch", MultimodalBatch)
+DATASET = Is("a MultimodalDataset", MultimodalDataset)
 
 
 def _as_features(name: str, values: Any, lengths: Any) -> tuple[Tensor, Tensor, Tensor]:

@@ -21,11 +21,36 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Check", "Flag", "Maybe", "Number", "OneOf", "Whole", "check_options", "option", "shown"]
+import torch
+from torch import Tensor
+
+__all__ = [
+    "PATH",
+    "RATE",
+    "SHAPES",
+    "Array",
+    "Check",
+    "Either",
+    "Flag",
+    "Function",
+    "Is",
+    "Maybe",
+    "Named",
+    "Number",
+    "OneOf",
+    "Several",
+    "Text",
+    "Whole",
+    "check_known",
+    "check_options",
+    "option",
+    "shown",
+]
 
 Check = Callable[[str, Any], Any]
 
@@ -81,13 +106,18 @@ class Whole(Number):
     whole = True
 
 
+RATE = Number(0, below=1)  # of a dropout
+
+
 @dataclass(frozen=True)
 class Flag:
     """True or False, nothing that merely counts as one of them."""
 
+    expected = "True or False"
+
     def __call__(self, name: str, value: Any) -> Any:
         if not isinstance(value, bool):
-            raise TypeError(f"{name}: expected True or False, got {shown(value)}")
+            raise TypeError(f"{name}: expected {self.expected}, got {shown(value)}")
         return value
 
 
@@ -110,11 +140,68 @@ class OneOf:
         return value
 
 
+class Is:
+    """An object of one of some classes; ``expected`` says which in words."""
+
+    def __init__(self, expected: str, *kinds: type):
+        self.expected, self.kinds = expected, kinds
+
+    def __call__(self, name: str, value: Any) -> Any:
+        if not isinstance(value, self.kinds):
+            raise TypeError(f"{name}: expected {self.expected}, got {shown(value)}")
+        return value
+
+
+Text = Is("a string", str)
+PATH = Is("a path", str, os.PathLike)
+
+
+class Function(Is):
+    """Anything that can be called; ``expected`` says with what."""
+
+    def __call__(self, name: str, value: Any) -> Any:
+        if not callable(value):
+            raise TypeError(f"{name}: expected {self.expected}, got {shown(value)}")
+        return value
+
+
+class Array:
+    """A tensor, by its kind of numbers and its axes: ``Array("bool", "[*N, M]")``. Its values are not looked at.
+
+    kinds : "bool", "integer" or "float", or several with a blank between them
+    axes : their names; one with an asterisk stands for one axis or more
+    """
+
+    def __init__(self, kinds: str, axes: str):
+        self.kinds = kinds.split()
+        names = axes.strip("[]").split(", ")
+        self.count, self.more = len(names), "*" in axes
+        self.expected = f"a tensor of {' or '.join(f'{k}s' for k in self.kinds)} {axes}"
+
+    def __call__(self, name: str, value: Any) -> Any:
+        if not isinstance(value, Tensor) or _number_kind(value.dtype) not in self.kinds:
+            raise TypeError(f"{name}: expected {self.expected}, got {shown(value)}")
+        if value.ndim < self.count or (value.ndim > self.count and not self.more):
+            raise ValueError(f"{name}: expected {self.expected}, got {shown(value)}")
+        return value
+
+
+def _number_kind(dtype: torch.dtype) -> str:
+    if dtype.is_floating_point:
+        return "float"
+    return "bool" if dtype == torch.bool else "complex" if dtype.is_complex else "integer"
+
+
 @dataclass(frozen=True)
 class Maybe:
     """None, or what another check takes."""
 
     check: Any
+
+    @property
+    def expected(self) -> str:
+        """What the other check takes, or None."""
+        return f"None or {self.check.expected}"
 
     def __call__(self, name: str, value: Any) -> Any:
         if value is None:
@@ -125,10 +212,94 @@ class Maybe:
             raise type(error)(str(error).replace("expected ", "expected None or ", 1)) from None
 
 
+class Either:
+    """What one of some checks takes; ValueError where the type would do for one of them."""
+
+    def __init__(self, *checks: Any):
+        self.checks = checks
+
+    @property
+    def expected(self) -> str:
+        """What they take, in words."""
+        return " or ".join(check.expected for check in self.checks)
+
+    def __call__(self, name: str, value: Any) -> Any:
+        kind: type[Exception] = TypeError
+        for check in self.checks:
+            try:
+                return check(name, value)
+            except ValueError:
+                kind = ValueError
+            except TypeError:
+                continue
+        raise kind(f"{name}: expected {self.expected}, got {shown(value)}")
+
+
+@dataclass(frozen=True)
+class Several:
+    """A list or tuple of at least ``low`` (and at most ``high``) entries, each as ``check`` takes it."""
+
+    check: Any
+    low: int = 0
+    high: float = math.inf
+
+    @property
+    def expected(self) -> str:
+        """How many and of what, in words."""
+        count = f"{self.low}" if self.low == self.high else f"at least {self.low}" if self.low else "any number"
+        return f"a list or tuple of {count}, each {self.check.expected}"
+
+    def __call__(self, name: str, value: Any) -> Any:
+        if not isinstance(value, (list, tuple)):
+            raise TypeError(f"{name}: expected {self.expected}, got {shown(value)}")
+        if not self.low <= len(value) <= self.high:
+            raise ValueError(f"{name}: expected {self.expected}, got {shown(value)}")
+        for i, each in enumerate(value):
+            self.check(f"{name}[{i}]", each)
+        return value
+
+
+@dataclass(frozen=True)
+class Named:
+    """A dict by names (of modalities, say) with at least ``low`` entries, each as ``check`` takes it."""
+
+    check: Any
+    low: int = 1
+
+    @property
+    def expected(self) -> str:
+        """How many and of what, in words."""
+        return f"a dict by names{f' with at least {self.low}' if self.low else ''}, each {self.check.expected}"
+
+    def __call__(self, name: str, value: Any) -> Any:
+        if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+            raise TypeError(f"{name}: expected {self.expected}, got {shown(value)}")
+        if len(value) < self.low:
+            raise ValueError(f"{name}: expected {self.expected}, got {shown(value)}")
+        for key, each in value.items():
+            self.check(f"{name}[{key!r}]", each)
+        return value
+
+
+SHAPES = Named(Several(Whole(1), 1, 4))  # one sample of each modality: (T,), (T, D), (C, H, W), (C, X, Y, Z)
+
+
+def check_known(name: str, given: Iterable[Any], known: Iterable[str], what: str = "modalities") -> None:
+    """Raise ValueError unless all of the given names are known."""
+    names = list(known)
+    if unknown := [each for each in given if each not in names]:
+        raise ValueError(f"{name}: unknown {what} {unknown}; known are {names}")
+
+
 def option(default: Any, check: Check) -> Any:
-    """A dataclass field with its check beside it; ``dataclasses.MISSING`` for a field without a default."""
+    """A dataclass field with its check beside it; ``dataclasses.MISSING`` for a field without a default.
+
+    A dict is copied for every object.
+    """
     if default is dataclasses.MISSING:
         return dataclasses.field(metadata={"check": check})
+    if isinstance(default, dict):
+        return dataclasses.field(default_factory=lambda: dict(default), metadata={"check": check})
     return dataclasses.field(default=default, metadata={"check": check})
 
 

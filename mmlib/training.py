@@ -29,7 +29,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .batch import MultimodalBatch, MultimodalDataset, Output
+from .batch import DATASET, MultimodalBatch, MultimodalDataset, Output
+from .checks import (
+    PATH,
+    RATE,
+    Either,
+    Flag,
+    Function,
+    Is,
+    Maybe,
+    Number,
+    OneOf,
+    Several,
+    Text,
+    Whole,
+    check_options,
+    option,
+)
 from .data import fingerprint as data_fingerprint
 from .files import atomic_write
 
@@ -53,8 +69,7 @@ __all__ = [
 
 Scores = Callable[[Tensor, MultimodalBatch], Mapping[str, float]]
 Schedule = Callable[[torch.optim.Optimizer, int], Any]
-SCHEDULES = (None, "cosine", "linear-warmup-cosine", "onecycle")
-OPTIMIZERS = ("adam", "adamw", "sgd")
+SCHEDULES = ("cosine", "linear-warmup-cosine", "onecycle")
 MINIMISED = ("loss", "mae", "mse", "rmse")  # validation metrics of which less is better
 
 
@@ -62,58 +77,41 @@ MINIMISED = ("loss", "mae", "mse", "rmse")  # validation metrics of which less i
 class TrainConfig:
     """How to train. Everything that can change the numbers is here, in the data, in the method or in the hooks."""
 
-    epochs: int = 30
-    batch_size: int = 64  # samples that go through the method at once, over all processes together
-    lr: float = 1e-3
-    weight_decay: float = 0.0
-    optimizer: str | Callable[[list[nn.Parameter]], torch.optim.Optimizer] = "adam"  # adam, adamw, sgd (momentum 0.9)
-    clip: float | None = None  # largest norm of the whole gradient
-    accumulation: int = 1  # mini-batches per optimizer step
-    schedule: str | Schedule | None = None  # cosine, linear-warmup-cosine, onecycle, or (optimizer, steps) -> scheduler
-    warmup: float = 0.1  # share of the steps that linear-warmup-cosine warms up
-    patience: int | None = None  # stop after so many epochs without a better validation metric
-    select: str = "best"  # keep the weights of the "best" epoch by the monitored validation metric, or of the "last"
-    monitor: str | None = None  # validation metric; None: accuracy for classes, mae for scores
-    seed: int = 0
-    device: str = "auto"  # auto, cpu or cuda
-    mixed_precision: str = "no"  # no, bf16 or fp16
-    compile: bool | str = False  # True for torch.compile's default backend, or a backend's name
-    progress: bool = False
-    trackers: tuple[Any, ...] = ()  # names that accelerate knows, "jsonl", or GeneralTracker objects
-    log_dir: str = "runs"  # where trackers write
-    steps: int | None = None  # optimizer steps in all, instead of epochs
-    loader: str = "auto"  # resident: whole tensors on the device; stream: a DataLoader; auto: by resident_limit
-    resident_limit: int = 4 << 30  # bytes of a split that may be moved onto the device as a whole
-    loader_workers: int = 0  # processes of the DataLoader
+    epochs: int = option(30, Whole(1))
+    batch_size: int = option(64, Whole(1))  # samples that go through the method at once, over all processes together
+    lr: float = option(1e-3, Number(above=0))
+    weight_decay: float = option(0.0, Number(0))
+    # adam, adamw, sgd (momentum 0.9), or a function (parameters) -> optimizer
+    optimizer: str | Callable[[list[nn.Parameter]], torch.optim.Optimizer] = option(
+        "adam", Either(OneOf("adam", "adamw", "sgd"), Function("a function (parameters) -> optimizer"))
+    )
+    clip: float | None = option(None, Maybe(Number(above=0)))  # largest norm of the whole gradient
+    accumulation: int = option(1, Whole(1))  # mini-batches per optimizer step
+    # cosine, linear-warmup-cosine, onecycle, or a function (optimizer, steps) -> scheduler
+    schedule: str | Schedule | None = option(
+        None, Maybe(Either(OneOf(*SCHEDULES), Function("a function (optimizer, steps) -> scheduler")))
+    )
+    warmup: float = option(0.1, RATE)  # share of the steps that linear-warmup-cosine warms up
+    patience: int | None = option(None, Maybe(Whole(1)))  # stop after so many epochs without a better metric
+    # keep the weights of the "best" epoch by the monitored validation metric, or of the "last"
+    select: str = option("best", OneOf("best", "last"))
+    monitor: str | None = option(None, Maybe(Text))  # validation metric; None: accuracy for classes, mae for scores
+    seed: int = option(0, Whole(0, below=2**63))
+    device: str = option("auto", OneOf("auto", "cpu", "cuda"))
+    mixed_precision: str = option("no", OneOf("no", "bf16", "fp16"))
+    compile: bool | str = option(False, Either(Flag(), Text))  # True for torch.compile's default backend, or its name
+    progress: bool = option(False, Flag())
+    # names that accelerate knows, "jsonl", or GeneralTracker objects
+    trackers: tuple[Any, ...] = option((), Several(Is("a name or a GeneralTracker", object)))
+    log_dir: str = option("runs", PATH)  # where trackers write
+    steps: int | None = option(None, Maybe(Whole(1)))  # optimizer steps in all, instead of epochs
+    # resident: whole tensors on the device; stream: a DataLoader; auto: by resident_limit
+    loader: str = option("auto", OneOf("auto", "resident", "stream"))
+    resident_limit: int = option(4 << 30, Number(0))  # bytes of a split that may be moved onto the device as a whole
+    loader_workers: int = option(0, Whole(0))  # processes of the DataLoader
 
     def __post_init__(self) -> None:
-        def need(condition: bool, name: str, expected: str) -> None:
-            if not condition:
-                raise ValueError(f"{name}: expected {expected}, got {getattr(self, name)!r}")
-
-        for name in ("epochs", "batch_size", "accumulation"):
-            need(_whole(getattr(self, name)), name, "an integer of at least 1")
-        for name in ("patience", "steps"):
-            need(getattr(self, name) is None or _whole(getattr(self, name)), name, "None or an integer of at least 1")
-        need(0 < self.lr < math.inf, "lr", "a positive number")
-        need(0 <= self.weight_decay < math.inf, "weight_decay", "a number of at least 0")
-        need(self.clip is None or self.clip > 0, "clip", "None or a positive number")
-        need(0 <= self.warmup < 1, "warmup", "a share in [0, 1)")
-        need(self.select in ("best", "last"), "select", "'best' or 'last'")
-        need(
-            callable(self.optimizer) or self.optimizer in OPTIMIZERS, "optimizer", f"one of {OPTIMIZERS} or a callable"
-        )
-        need(callable(self.schedule) or self.schedule in SCHEDULES, "schedule", f"one of {SCHEDULES} or a callable")
-        need(self.device in ("auto", "cpu", "cuda"), "device", "auto, cpu or cuda")
-        need(self.mixed_precision in ("no", "bf16", "fp16"), "mixed_precision", "no, bf16 or fp16")
-        need(self.loader in ("auto", "resident", "stream"), "loader", "auto, resident or stream")
-        need(isinstance(self.seed, int) and self.seed >= 0, "seed", "an integer of at least 0")
-        if isinstance(self.trackers, str):
-            raise TypeError(f"trackers: expected a tuple of names, got the string {self.trackers!r}")
-
-
-def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        check_options(self)
 
 
 @dataclass
@@ -184,6 +182,7 @@ def fit(
     Raises ValueError for what does not fit together or a checkpoint of another configuration, and FloatingPointError,
     naming epoch, step and loss term, when a loss or a weight is not finite; the last checkpoint stays as it was.
     """
+    _check_call(method, train, valid, config, train_plan, hooks, checkpoint, metrics)
     monitor = config.monitor or ("mae" if train.info.get("task") == "regression" else "accuracy")
     if valid is None and (config.select == "best" or config.patience is not None):
         raise ValueError(
@@ -282,6 +281,25 @@ def fit(
         method.eval()
         call("on_end")
     return state.history
+
+
+def _check_call(
+    method: Any, train: Any, valid: Any, config: Any, train_plan: Any, hooks: Any, checkpoint: Any, metrics: Any
+) -> None:
+    from .missing import MissingPlan
+
+    Is("an nn.Module", nn.Module)("method", method)
+    Maybe(DATASET)("valid", valid)
+    Is("a TrainConfig", TrainConfig)("config", config)
+    Maybe(Is("a MissingPlan", MissingPlan))("train_plan", train_plan)
+    Several(Is("an object with events", object))("hooks", hooks)
+    Maybe(PATH)("checkpoint", checkpoint)
+    Maybe(Function("a function (logits, batch) -> dict"))("metrics", metrics)
+    known = getattr(method, "modalities", getattr(getattr(method, "backbone", None), "modalities", None))
+    if known is not None and tuple(known) != DATASET("train", train).modalities:
+        raise ValueError(f"train: expected the method's modalities {list(known)}, got {list(train.modalities)}")
+    if valid is not None and valid.modalities != DATASET("train", train).modalities:
+        raise ValueError(f"valid: expected train's modalities {list(train.modalities)}, got {list(valid.modalities)}")
 
 
 _EVENTS = ("on_start", "on_epoch_start", "on_batch", "on_backward", "on_step", "on_epoch_end", "on_end")
@@ -853,8 +871,7 @@ def predict(
     data = dataset.data if isinstance(dataset, MultimodalDataset) else dataset
     if not isinstance(data, MultimodalBatch):
         raise TypeError(f"dataset: expected a MultimodalDataset or MultimodalBatch, got {type(dataset).__name__}")
-    if not _whole(batch_size):
-        raise ValueError(f"batch_size: expected an integer of at least 1, got {batch_size!r}")
+    Whole(1)("batch_size", batch_size)
     keep: Tensor | None = None
     if present is not None:
         keep = torch.as_tensor(present, device=data.device)

@@ -10,7 +10,24 @@ import numpy as np
 import pytest
 import torch
 
-from mmlib.checks import Flag, Maybe, Number, OneOf, Whole, check_options, option
+from mmlib.checks import (
+    SHAPES,
+    Array,
+    Either,
+    Flag,
+    Function,
+    Is,
+    Maybe,
+    Named,
+    Number,
+    OneOf,
+    Several,
+    Text,
+    Whole,
+    check_known,
+    check_options,
+    option,
+)
 
 
 @pytest.mark.parametrize(
@@ -103,3 +120,66 @@ def test_what_came_is_said_shortly() -> None:
     with pytest.raises(TypeError) as caught:
         Number()("lr", list(range(1000)))
     assert len(str(caught.value)) < 150
+
+
+def test_objects_and_functions() -> None:
+    assert Text("name", "a") == "a"
+    assert Function("a function (x) -> y")("score", len) is len
+    with pytest.raises(TypeError, match="method: expected an nn.Module, got 'net'"):
+        Is("an nn.Module", torch.nn.Module)("method", "net")
+    with pytest.raises(TypeError, match=r"score: expected a function \(x\) -> y, got 3"):
+        Function("a function (x) -> y")("score", 3)
+
+
+def test_tensors_by_kind_and_axes() -> None:
+    flat, rows = Array("float", "[n, D]"), Array("bool integer", "[*N, K]")
+    assert flat("x", torch.zeros(3, 2)).shape == (3, 2)
+    assert rows("y", torch.zeros(3, 2, 4, dtype=torch.int16)).ndim == 3
+    for bad in (None, "x", [[1.0]], np.zeros((3, 2)), torch.zeros(3, 2, dtype=torch.int64), torch.zeros(3, 2) > 0):
+        with pytest.raises(TypeError, match=r"^x: expected a tensor of floats \[n, D\], got"):
+            flat("x", bad)
+    for shape in ((), (3,), (3, 2, 1)):
+        with pytest.raises(ValueError, match=r"^x: expected a tensor of floats \[n, D\], got"):
+            flat("x", torch.zeros(shape))
+    with pytest.raises(ValueError, match=r"^y: expected a tensor of bools or integers"):
+        rows("y", torch.zeros(3, dtype=torch.int64))
+    with pytest.raises(TypeError, match="^y: expected"):
+        rows("y", torch.zeros(3, 2))
+
+
+def test_one_of_some_checks() -> None:
+    check = Either(OneOf("adam", "sgd"), Function("a function"))
+    assert check("optimizer", "sgd") == "sgd"
+    assert check("optimizer", max) is max
+    with pytest.raises(ValueError, match="^optimizer: expected 'adam' or 'sgd' or a function, got 'lamb'"):
+        check("optimizer", "lamb")
+    with pytest.raises(TypeError, match="^optimizer: expected 'adam' or 'sgd' or a function, got 3"):
+        check("optimizer", 3)
+
+
+def test_lists_and_dicts_say_which_entry_is_wrong() -> None:
+    assert SHAPES("shapes", {"a": (3, 2)}) == {"a": (3, 2)}
+    for bad, kind, name in (
+        ("ab", TypeError, "shapes"),
+        ({}, ValueError, "shapes"),
+        ({1: (3,)}, TypeError, "shapes"),
+        ({"a": 3}, TypeError, r"shapes\['a'\]"),
+        ({"a": ()}, ValueError, r"shapes\['a'\]"),
+        ({"a": (3, 0)}, ValueError, r"shapes\['a'\]\[1\]"),
+        ({"a": (3, 2.0)}, TypeError, r"shapes\['a'\]\[1\]"),
+    ):
+        with pytest.raises(kind, match=f"^{name}: expected"):
+            SHAPES("shapes", bad)
+    assert Several(Text)("names", ()) == ()
+    assert Named(Whole(0), 0)("counts", {}) == {}
+    with pytest.raises(ValueError, match=r"party: unknown modalities \['c'\]; known are \['a', 'b'\]"):
+        check_known("party", ["a", "c"], {"a": 1, "b": 2})
+
+
+def test_a_default_dict_is_each_object_s_own() -> None:
+    @dataclass(frozen=True)
+    class Config:
+        widths: dict[str, int] = option({"a": 3}, Named(Whole(1)))
+
+    Config().widths["a"] = 5
+    assert Config().widths == {"a": 3}

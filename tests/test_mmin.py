@@ -378,13 +378,13 @@ def test_every_subset_of_the_modalities():
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"input_widths": {}}, "input_widths: expected at least one modality"),
-        ({"input_widths": {"a": 0}}, r"input_widths\['a'\]: expected at least 1, got 0"),
-        ({"outputs": 0}, "outputs: expected at least 1"),
-        ({"width": 0}, "width: expected at least 1"),
-        ({"dropout": 1.0}, r"dropout: expected a rate in \[0, 1\)"),
+        ({"input_widths": {}}, "input_widths: expected a dict by names with at least 1"),
+        ({"input_widths": {"a": 0}}, r"input_widths\['a'\]: expected an integer of at least 1, got 0"),
+        ({"outputs": 0}, "outputs: expected an integer of at least 1"),
+        ({"width": 0}, "width: expected an integer of at least 1"),
+        ({"dropout": 1.0}, r"dropout: expected a number in \[0, 1\)"),
         ({"nets": {"langauge": "textcnn"}}, r"nets: unknown modalities \['langauge'\]; known are \['audio', 'vision'"),
-        ({"nets": {"audio": "gru"}}, r"nets: expected 'lstm' or 'textcnn', got \{'audio': 'gru'\}"),
+        ({"nets": {"audio": "gru"}}, r"nets\['audio'\]: expected None or 'lstm' or 'textcnn', got 'gru'"),
     ],
 )
 def test_config_errors(options, match):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..batch import MultimodalBatch
+from ..checks import Flag, Is, Maybe, OneOf, Several, Whole, check_options, option
 from ..layers import MLP
 from .base import Backbone
 
@@ -22,17 +23,16 @@ __all__ = ["AVMNISTBackbone", "AVMNISTConfig"]
 class AVMNISTConfig:
     """Widths are the release's; only these vary."""
 
-    modalities: tuple[str, ...] = ("image", "audio")  # one of them alone gives the unimodal nets
-    outputs: int = 10
-    encode_absent: bool = False  # run the encoders on absent rows' zeros, as the release does
-    released_heads: bool = False  # carry the encoders' own unused classifiers, which the printed counts include
+    # one of them alone gives the unimodal nets
+    modalities: tuple[str, ...] = option(("image", "audio"), Several(OneOf("image", "audio"), 1, 2))
+    outputs: int = option(10, Whole(1))
+    encode_absent: bool = option(False, Flag())  # run the encoders on absent rows' zeros, as the release does
+    # carry the encoders' own unused classifiers, which the printed counts include
+    released_heads: bool = option(False, Flag())
 
     def __post_init__(self) -> None:
-        if (
-            not self.modalities
-            or set(self.modalities) - {"image", "audio"}
-            or len(set(self.modalities)) < len(self.modalities)
-        ):
+        check_options(self)
+        if len(set(self.modalities)) < len(self.modalities):
             raise ValueError(f"modalities: expected 'image', 'audio' or both, got {self.modalities}")
 
 
@@ -80,7 +80,7 @@ class AVMNISTBackbone(Backbone):
     """
 
     def __init__(self, config: AVMNISTConfig | None = None):
-        config = config or AVMNISTConfig()
+        config = Maybe(Is("an AVMNISTConfig", AVMNISTConfig))("config", config) or AVMNISTConfig()
         super().__init__(config.encode_absent)
         self.config = config
         for name in config.modalities:

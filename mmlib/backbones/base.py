@@ -2,13 +2,38 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from ..batch import MultimodalBatch, per_frame
+from ..batch import BATCH, DATASET, MultimodalBatch, MultimodalDataset, per_frame
+from ..checks import Flag, Whole
 from ..layers import scoring
 
-__all__ = ["Backbone"]
+__all__ = ["BACKBONE", "Backbone", "outputs_of"]
+
+
+class _Plug:
+    """An nn.Module with the parts of a backbone, whether or not it is a `Backbone`."""
+
+    expected = "a backbone (an nn.Module with modalities, encode, fuse and decode)"
+
+    def __call__(self, name: str, value: Any) -> Any:
+        parts = ("modalities", "encode", "fuse", "decode")
+        if not isinstance(value, nn.Module) or not all(hasattr(value, part) for part in parts):
+            raise TypeError(f"{name}: expected {self.expected}, got {type(value).__name__}")
+        return value
+
+
+BACKBONE = _Plug()
+
+
+def outputs_of(data: MultimodalDataset) -> int:
+    """K of a data set; TypeError for anything else, ValueError for one without a target that does not say it."""
+    if "outputs" not in DATASET("data", data).info:
+        raise ValueError("data: expected a target, or info['outputs'], the number of outputs, got neither")
+    return Whole(1)("data.info['outputs']", data.info["outputs"])
 
 
 class Backbone(nn.Module):
@@ -27,7 +52,7 @@ class Backbone(nn.Module):
 
     def __init__(self, encode_absent: bool = False):
         super().__init__()
-        self.encode_absent = encode_absent
+        self.encode_absent = Flag()("encode_absent", encode_absent)
         self.encoders = nn.ModuleDict()
 
     @property
@@ -40,7 +65,7 @@ class Backbone(nn.Module):
 
     def encode(self, batch: MultimodalBatch) -> dict[str, Tensor]:
         """Per modality h[m] [*N, d]; zeros where the modality is absent."""
-        if batch.modalities != self.modalities:
+        if BATCH("batch", batch).modalities != self.modalities:
             raise ValueError(f"batch: expected the modalities {list(self.modalities)}, got {list(batch.modalities)}")
         lead = len(batch.shape)
         encodings = {}

@@ -6,13 +6,14 @@ Sun, Wang, Liu, Chen, Lin (ACM MM 2022). A net for complete data: what is missin
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..batch import MultimodalBatch, MultimodalDataset
+from ..checks import RATE, SHAPES, Is, Maybe, OneOf, Several, Whole, check_options, option
 from ..layers import as_frames, frame_shapes
 from .base import Backbone
 from .evaluators import output_shape, split_labels
@@ -24,38 +25,30 @@ __all__ = ["CubeMLPBackbone", "CubeMLPConfig"]
 class CubeMLPConfig:
     """Shapes of the data and sizes of the cube."""
 
-    feature_shapes: Mapping[str, tuple[int, ...]]  # one sample of each modality: (T, D), (C, H, W) or (C, X, Y, Z)
-    outputs: int  # K
-    labels: int = 0  # yes-or-no labels a sample, each with two of the outputs; 0: classes or a score
-    length: int | None = None  # L: frames of the cube; default the longest modality's. Shorter ones are padded
-    width: int = 128  # D of the first cube
-    blocks: tuple[tuple[int, int, int], ...] | None = None  # (frames, modalities, features) after each block; default
-    # the first cube's size, then (10, M, 32)
-    norm: str = "before"  # layer normalisation "before" or "after" each mixing
-    pool: str = "mean"  # over frames and modalities of the last cube; or "concat"
-    encoder: str = "conv"  # of each modality: "conv" over three frames, or "gru" in both directions
-    dropout: float = 0.1
+    # one sample of each modality: (T, D), (C, H, W) or (C, X, Y, Z)
+    feature_shapes: Mapping[str, tuple[int, ...]] = option(MISSING, SHAPES)
+    outputs: int = option(MISSING, Whole(1))  # K
+    labels: int = option(0, Whole(0))  # yes-or-no labels a sample, each with two of the outputs; 0: classes or a score
+    # L: frames of the cube; default the longest modality's. Shorter ones are padded
+    length: int | None = option(None, Maybe(Whole(1)))
+    width: int = option(128, Whole(1))  # D of the first cube
+    # (frames, modalities, features) after each block; default the first cube's size, then (10, M, 32)
+    blocks: tuple[tuple[int, int, int], ...] | None = option(None, Maybe(Several(Several(Whole(1), 3, 3))))
+    norm: str = option("before", OneOf("before", "after"))  # layer normalisation "before" or "after" each mixing
+    pool: str = option("mean", OneOf("mean", "concat"))  # over frames and modalities of the last cube
+    # of each modality: over three frames, or in both directions
+    encoder: str = option("conv", OneOf("conv", "gru"))
+    dropout: float = option(0.1, RATE)
 
     def __post_init__(self) -> None:
+        check_options(self)
         if self.blocks is not None:
             object.__setattr__(self, "blocks", tuple(tuple(size) for size in self.blocks))
-        for name, known in (
-            ("norm", ("before", "after")),
-            ("pool", ("mean", "concat")),
-            ("encoder", ("conv", "gru")),
-        ):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name}: expected one of {known}, got {getattr(self, name)!r}")
-        for name in ("outputs", "width"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
         if self.encoder == "gru" and self.width % 2:
             raise ValueError(f"width: expected an even number for two directions, got {self.width}")
         longest = max(frames for frames, _ in frame_shapes(self.feature_shapes).values())
         if self.length is not None and self.length < longest:
             raise ValueError(f"length: expected at least the longest modality's {longest} frames, got {self.length}")
-        if any(len(size) != 3 or min(size) < 1 for size in self.sizes):
-            raise ValueError(f"blocks: expected triples (frames, modalities, features), got {self.blocks}")
 
     @property
     def sizes(self) -> tuple[tuple[int, int, int], ...]:
@@ -114,7 +107,7 @@ class CubeMLPBackbone(Backbone):
 
     def __init__(self, config: CubeMLPConfig):
         super().__init__(encode_absent=True)
-        self.config = config
+        self.config = Is("a CubeMLPConfig", CubeMLPConfig)("config", config)
         for name, (_, width) in frame_shapes(config.feature_shapes).items():
             self.encoders[name] = _Frames(width, config)
         sizes = config.sizes
@@ -131,7 +124,8 @@ class CubeMLPBackbone(Backbone):
     @classmethod
     def for_data(cls, data: MultimodalDataset, **options: Any) -> CubeMLPBackbone:
         """The net that fits a data set's shapes and targets."""
-        return cls(CubeMLPConfig(data.feature_shapes, *output_shape(data), **options))
+        outputs, labels = output_shape(data)
+        return cls(CubeMLPConfig(data.feature_shapes, outputs, labels, **options))
 
     def encode_modality(self, name: str, x: Tensor, valid: Tensor) -> Tensor:
         frames, width = frame_shapes({name: self.config.feature_shapes[name]})[name]

@@ -13,16 +13,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..batch import MultimodalBatch, MultimodalDataset
+from ..batch import BATCH, DATASET, MultimodalBatch, MultimodalDataset
+from ..checks import Named, Whole
 from ..layers import masked_mean
-from .base import Backbone
+from .base import Backbone, outputs_of
 
-__all__ = ["DialogueBackbone", "real_utterances", "run_packed", "speaker_numbers"]
+__all__ = ["WIDTHS", "DialogueBackbone", "real_utterances", "run_packed", "speaker_numbers"]
+
+
+WIDTHS = Named(Whole(1))  # of each modality's vectors
 
 
 def real_utterances(batch: MultimodalBatch) -> Tensor:
     """bool [B, U]: which utterances are not padding."""
-    real = batch.extras.get("utterance")
+    real = BATCH("batch", batch).extras.get("utterance")
     if real is None:
         return torch.ones(batch.shape, dtype=torch.bool, device=batch.device)
     if real.dtype != torch.bool or tuple(real.shape) != batch.shape:
@@ -77,7 +81,8 @@ class DialogueBackbone(Backbone):
 
     def __init__(self, input_widths: Mapping[str, int], speakers: int, encode_absent: bool):
         super().__init__(encode_absent)
-        self.input_widths, self.speakers = dict(input_widths), speakers
+        self.input_widths = dict(WIDTHS("input_widths", input_widths))
+        self.speakers = Whole(1)("speakers", speakers)
         self.independent_encoders = not encode_absent
 
     def encode_dialogue(self, name: str, x: Tensor, real: Tensor, batch: MultimodalBatch) -> Tensor:
@@ -126,7 +131,7 @@ def used_steps(real: Tensor) -> int:
 
 def dialogue_options(data: MultimodalDataset) -> dict[str, Any]:
     """The options of a dialogue backbone that follow from the data; ValueError for data that are not dialogues."""
-    shapes = data.feature_shapes
+    shapes = DATASET("data", data).feature_shapes
     if len(data.data.shape) != 2 or any(len(shape) != 2 for shape in shapes.values()):
         raise ValueError(
             f"data: expected dialogues [B, U] of vectors or sequences (T, D), got the leading shape {data.data.shape} "
@@ -137,6 +142,6 @@ def dialogue_options(data: MultimodalDataset) -> dict[str, Any]:
         speakers = 1 + int(speaker_numbers(data.data, 1 << 62).max())
     return {
         "input_widths": {name: shape[-1] for name, shape in shapes.items()},
-        "outputs": data.info["outputs"],
+        "outputs": outputs_of(data),
         "speakers": speakers,
     }

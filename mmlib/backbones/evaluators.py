@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..batch import MultimodalBatch, MultimodalDataset, Output
+from ..batch import DATASET, MultimodalBatch, MultimodalDataset, Output
+from ..checks import RATE, SHAPES, Is, Maybe, Number, Text, Whole, check_known, check_options, option
 from ..layers import MLP, as_frames, frame_shapes, masked_mean
 from ..losses import sample_losses, task_loss
-from .base import Backbone
+from .base import Backbone, outputs_of
 
 __all__ = [
     "CorrKDConfig",
@@ -38,25 +39,21 @@ __all__ = [
 class EvaluatorConfig:
     """Shapes of the data, widths of the net."""
 
-    feature_shapes: Mapping[str, tuple[int, ...]]  # one sample of each modality: (T, D), (C, H, W) or (C, X, Y, Z)
-    outputs: int  # K: classes, 1 for regression, 2 L for L labels
-    labels: int = 0  # L: yes-or-no labels a sample, each with two logits (IEMOCAP: 4 emotions); 0: classes or a score
-    width: int = 64  # d
-    dropout: float = 0.1
+    # one sample of each modality: (T, D), (C, H, W) or (C, X, Y, Z)
+    feature_shapes: Mapping[str, tuple[int, ...]] = option(MISSING, SHAPES)
+    outputs: int = option(MISSING, Whole(1))  # K: classes, 1 for regression, 2 L for L labels
+    # L: yes-or-no labels a sample, each with two logits (IEMOCAP: 4 emotions); 0: classes or a score
+    labels: int = option(0, Whole(0))
+    width: int = option(64, Whole(1))  # d
+    dropout: float = option(0.1, RATE)
 
     def __post_init__(self) -> None:
-        if not self.feature_shapes:
-            raise ValueError("feature_shapes: expected at least one modality")
+        check_options(self)
         frame_shapes(self.feature_shapes)
-        for name in ("outputs", "width"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
         if self.labels and self.outputs != 2 * self.labels:
             raise ValueError(
                 f"outputs: expected {2 * self.labels}, two for each of {self.labels} labels, got {self.outputs}"
             )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout: expected a rate in [0, 1), got {self.dropout}")
 
 
 def split_labels(logits: Tensor, labels: int) -> Tensor:
@@ -75,7 +72,7 @@ class Evaluator(Backbone):
 
     def __init__(self, config: EvaluatorConfig):
         super().__init__(encode_absent=True)
-        self.config = config
+        self.config = Is(f"a {self.Config.__name__}", self.Config)("config", config)
         self.widths = {}
         for name, (_, width) in frame_shapes(config.feature_shapes).items():
             self.encoders[name], self.widths[name] = self.make_encoder(name, width)
@@ -86,7 +83,8 @@ class Evaluator(Backbone):
     @classmethod
     def for_data(cls, data: MultimodalDataset, **options: Any) -> Any:
         """The net that fits a data set's shapes and targets: integer targets [n, L] are L yes-or-no labels."""
-        return cls(cls.Config(data.feature_shapes, *output_shape(data), **options))
+        outputs, labels = output_shape(data)
+        return cls(cls.Config(data.feature_shapes, outputs, labels, **options))
 
     def make_encoder(self, name: str, width: int) -> tuple[nn.Module, int]:
         """A net x [n, T, width], valid [n, T] -> h [n, d], and d."""
@@ -108,10 +106,10 @@ class Evaluator(Backbone):
 
 def output_shape(data: MultimodalDataset) -> tuple[int, int]:
     """(outputs K, labels L) of a data set's targets."""
-    y, lead = data.target, len(data.data.shape)
+    y, lead = DATASET("data", data).target, len(data.data.shape)
     if y is not None and y.ndim > lead and not y.is_floating_point():
         return 2 * y.shape[-1], y.shape[-1]
-    return data.info["outputs"], 0
+    return outputs_of(data), 0
 
 
 # --- the net whose size is the printed one ----------------------------------------------------------------------------
@@ -168,16 +166,14 @@ class Table3Evaluator(Evaluator):
 class CorrKDConfig(EvaluatorConfig):
     """Width and heads as CorrKD's paper has them; the depth is ours."""
 
-    width: int = 40
-    heads: int = 10  # 10, 8 and 10 for CMU-MOSI, CMU-MOSEI and IEMOCAP
-    layers: int = 1
+    width: int = option(40, Whole(1))
+    heads: int = option(10, Whole(1))  # 10, 8 and 10 for CMU-MOSI, CMU-MOSEI and IEMOCAP
+    layers: int = option(1, Whole(1))
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.heads < 1 or self.width % self.heads or self.width % 2:
+        if self.width % self.heads or self.width % 2:
             raise ValueError(f"heads: expected a divisor of the even width {self.width}, got {self.heads}")
-        if self.layers < 1:
-            raise ValueError(f"layers: expected at least 1, got {self.layers}")
 
 
 class _ConvTransformer(nn.Module):
@@ -228,16 +224,16 @@ class CorrKDEvaluator(Evaluator):
 class SelfMMConfig(EvaluatorConfig):
     """Self-MM's sizes for CMU-MOSI and CMU-MOSEI."""
 
-    width: int = 128  # of the two fused layers
-    text: str | None = None  # whose vector is the mean of its frames; default "language" or "text", or the first
-    lstm: int = 32  # width of the LSTM of any other modality, and of its own layers ...
-    audio: int = 16  # ... but for "audio"
-    text_width: int = 32  # of the text's own layers
+    width: int = option(128, Whole(1))  # of the two fused layers
+    # whose vector is the mean of its frames; default "language" or "text", or the first
+    text: str | None = option(None, Maybe(Text))
+    lstm: int = option(32, Whole(1))  # width of the LSTM of any other modality, and of its own layers ...
+    audio: int = option(16, Whole(1))  # ... but for "audio"
+    text_width: int = option(32, Whole(1))  # of the text's own layers
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.text is not None and self.text not in self.feature_shapes:
-            raise ValueError(f"text: expected one of {list(self.feature_shapes)}, got {self.text!r}")
+        check_known("text", (self.text,) if self.text else (), self.feature_shapes)
 
     @property
     def text_modality(self) -> str:
@@ -351,6 +347,9 @@ class SelfMMTraining(nn.Module):
 
     def __init__(self, backbone: SelfMMEvaluator, train: MultimodalDataset, scale: float = 3.0):
         super().__init__()
+        Is("a SelfMMEvaluator", SelfMMEvaluator)("backbone", backbone)
+        Number(above=0)("scale", scale)
+        DATASET("train", train)
         if train.target is None or not train.target.is_floating_point():
             raise ValueError("train: expected scores, from which the labels of each modality are made")
         self.backbone, self.scale = backbone, scale

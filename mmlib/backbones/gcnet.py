@@ -12,14 +12,16 @@ There is no encoder of one modality: what the first layer does with modality m a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..batch import MultimodalBatch, MultimodalDataset
+from ..checks import RATE, Flag, Is, Maybe, Whole, check_options, option
 from .dialogue import (
+    WIDTHS,
     DialogueBackbone,
     dialogue_options,
     real_utterances,
@@ -35,34 +37,20 @@ __all__ = ["GCNetBackbone", "GCNetConfig"]
 class GCNetConfig:
     """Modalities and sizes. The defaults are the release's for IEMOCAP's six classes, in BALM's order."""
 
-    input_widths: Mapping[str, int] = field(default_factory=lambda: {"audio": 512, "language": 1024, "vision": 1024})
-    outputs: int = 6  # K
-    speakers: int = 2
-    width: int = 200  # of the first net, in each of two directions
-    hidden: int = 100  # of the graph nets
-    past: int = 2  # utterances before that an utterance is joined to; -1: all
-    future: int = 2  # and after
-    attention: bool = False  # each utterance looks at all of its dialogue after the graph
-    dropout: float = 0.5  # between the layers of the recurrent nets
-    front: int | None = None  # width of a linear map a modality before the first net; None: no map
-    encode_absent: bool = True  # with ``front`` alone: see DialogueBackbone
+    input_widths: Mapping[str, int] = option({"audio": 512, "language": 1024, "vision": 1024}, WIDTHS)
+    outputs: int = option(6, Whole(1))  # K
+    speakers: int = option(2, Whole(1))
+    width: int = option(200, Whole(1))  # of the first net, in each of two directions
+    hidden: int = option(100, Whole(1))  # of the graph nets
+    past: int = option(2, Whole(-1))  # utterances before that an utterance is joined to; -1: all
+    future: int = option(2, Whole(-1))  # and after
+    attention: bool = option(False, Flag())  # each utterance looks at all of its dialogue after the graph
+    dropout: float = option(0.5, RATE)  # between the layers of the recurrent nets
+    front: int | None = option(None, Maybe(Whole(1)))  # width of a linear map a modality before the first net
+    encode_absent: bool = option(True, Flag())  # with ``front`` alone: see DialogueBackbone
 
     def __post_init__(self) -> None:
-        if not self.input_widths:
-            raise ValueError("input_widths: expected at least one modality")
-        for name, width in self.input_widths.items():
-            if width < 1:
-                raise ValueError(f"input_widths[{name!r}]: expected at least 1, got {width}")
-        for name in ("outputs", "speakers", "width", "hidden"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        if self.front is not None and self.front < 1:
-            raise ValueError(f"front: expected at least 1 or None, got {self.front}")
-        for name in ("past", "future"):
-            if getattr(self, name) < -1:
-                raise ValueError(f"{name}: expected a number of utterances, or -1 for all, got {getattr(self, name)}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout: expected a rate in [0, 1), got {self.dropout}")
+        check_options(self)
 
 
 class Relations(nn.Module):
@@ -119,7 +107,7 @@ class GCNetBackbone(DialogueBackbone):
     """
 
     def __init__(self, config: GCNetConfig | None = None):
-        config = config or GCNetConfig()
+        config = Maybe(Is("a GCNetConfig", GCNetConfig))("config", config) or GCNetConfig()
         super().__init__(config.input_widths, config.speakers, config.encode_absent and config.front is not None)
         self.config = config
         self.independent_encoders = config.front is not None and not config.encode_absent

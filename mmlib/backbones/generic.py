@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..batch import MultimodalBatch, MultimodalDataset
+from ..checks import RATE, SHAPES, Flag, Is, Whole, check_options, option
 from ..layers import MLP, masked_mean
-from .base import Backbone
+from .base import Backbone, outputs_of
 
 __all__ = ["GenericBackbone", "GenericConfig"]
 
@@ -19,21 +20,16 @@ __all__ = ["GenericBackbone", "GenericConfig"]
 class GenericConfig:
     """Shapes of the data and widths of the net."""
 
-    feature_shapes: dict[str, tuple[int, ...]]  # one sample of each modality: (T, D), (C, H, W), (C, X, Y, Z) or (T,)
-    outputs: int  # K: classes, or 1 for regression
-    width: int = 64  # d: width of every encoding
-    dropout: float = 0.1
-    vocabulary: int = 30522  # token ids lie below this (only for token modalities)
-    encode_absent: bool = False  # run encoders on placeholders, as several releases do
+    # one sample of each modality: (T, D), (C, H, W), (C, X, Y, Z) or (T,)
+    feature_shapes: dict[str, tuple[int, ...]] = option(MISSING, SHAPES)
+    outputs: int = option(MISSING, Whole(1))  # K: classes, or 1 for regression
+    width: int = option(64, Whole(1))  # d: width of every encoding
+    dropout: float = option(0.1, RATE)
+    vocabulary: int = option(30522, Whole(1))  # token ids lie below this (only for token modalities)
+    encode_absent: bool = option(False, Flag())  # run encoders on placeholders, as several releases do
 
     def __post_init__(self) -> None:
-        if not self.feature_shapes:
-            raise ValueError("feature_shapes: expected at least one modality")
-        for name in ("outputs", "width", "vocabulary"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout: expected a rate in [0, 1), got {self.dropout}")
+        check_options(self)
 
 
 class _Frames(nn.Module):
@@ -104,7 +100,7 @@ class GenericBackbone(Backbone):
     """
 
     def __init__(self, config: GenericConfig):
-        super().__init__(config.encode_absent)
+        super().__init__(Is("a GenericConfig", GenericConfig)("config", config).encode_absent)
         self.config = config
         for name, shape in config.feature_shapes.items():
             kind: type[nn.Module]
@@ -112,12 +108,8 @@ class GenericBackbone(Backbone):
                 kind = _Frames
             elif len(shape) == 2:
                 kind = _Vector
-            elif len(shape) in (3, 4):
-                kind = _Grid
             else:
-                raise ValueError(
-                    f"feature_shapes[{name!r}]: expected (T, D), (C, H, W), (C, X, Y, Z) or (T,), got {shape}"
-                )
+                kind = _Grid
             self.encoders[name] = kind(tuple(shape), config)
         self.width = config.width
         self.decoder = self.make_decoder(config.width * len(self.encoders))
@@ -128,7 +120,8 @@ class GenericBackbone(Backbone):
     @classmethod
     def for_data(cls, data: MultimodalDataset, **options: Any) -> GenericBackbone:
         """The backbone that fits a data set's shapes and outputs."""
-        return cls(GenericConfig(data.feature_shapes, data.info["outputs"], **options))
+        outputs = outputs_of(data)
+        return cls(GenericConfig(data.feature_shapes, outputs, **options))
 
     def encode_modality(self, name: str, x: Tensor, valid: Tensor) -> Tensor:
         expected = self.config.feature_shapes[name]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..batch import MultimodalBatch, MultimodalDataset
+from ..checks import Flag, Is, Maybe, Named, Number, OneOf, Several, Text, Whole, check_known, option
 from .dialogue import DialogueBackbone, dialogue_options, run_packed, speaker_numbers
 from .mmgcn import Encoder, MMGCNBackbone, MMGCNConfig
 
@@ -31,20 +32,18 @@ READINGS: dict[str, dict[str, Any]] = {
 class MMDFNConfig(MMGCNConfig):
     """Modalities and sizes. The defaults are BALM's for IEMOCAP."""
 
-    embedded: tuple[str, ...] | None = ()
-    layers: int = 16
-    alpha: float = 0.2
-    party: Mapping[str, float] | None = None  # weight of the net per speaker for each modality; None: audio 3,
-    # vision 0, others 1. What is left out of a mapping has 0
-    cross_weight: float = 1.0  # of edges between modalities
-    reasoning: bool = False  # the memory between the graph net's layers
+    embedded: tuple[str, ...] | None = option((), Maybe(Several(Text)))
+    layers: int = option(16, Whole(1))
+    alpha: float = option(0.2, Number(0, 1))
+    # weight of the net per speaker for each modality; None: audio 3, vision 0, others 1.
+    # What a mapping leaves out has 0
+    party: Mapping[str, float] | None = option(None, Maybe(Named(Number(), 0)))
+    cross_weight: float = option(1.0, Number(0))  # of edges between modalities
+    reasoning: bool = option(False, Flag())  # the memory between the graph net's layers
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if unknown := sorted(set(self.party or ()) - set(self.input_widths)):
-            raise ValueError(f"party: unknown modalities {unknown}; known are {list(self.input_widths)}")
-        if self.cross_weight < 0:
-            raise ValueError(f"cross_weight: expected at least 0, got {self.cross_weight}")
+        check_known("party", self.party or (), self.input_widths)
 
     def party_weight(self, modality: str) -> float:
         """How much the net per speaker adds to a modality."""
@@ -61,7 +60,7 @@ class MMDFNBackbone(MMGCNBackbone):
     config: MMDFNConfig
 
     def __init__(self, config: MMDFNConfig | None = None):
-        config = config or MMDFNConfig()
+        config = Maybe(Is("an MMDFNConfig", MMDFNConfig))("config", config) or MMDFNConfig()
         DialogueBackbone.__init__(self, config.input_widths, config.speakers, config.encode_absent)
         self.config, self.cross_weight = config, config.cross_weight
         for name, input_width in config.input_widths.items():
@@ -81,8 +80,7 @@ class MMDFNBackbone(MMGCNBackbone):
 
         reading : "balm" or "original" (with the memory), a preset over the options of `MMDFNConfig`
         """
-        if reading not in READINGS:
-            raise ValueError(f"reading: expected one of {sorted(READINGS)}, got {reading!r}")
+        OneOf(*READINGS)("reading", reading)
         return cls(MMDFNConfig(**{**dialogue_options(data), **READINGS[reading], **options}))
 
     def encode_dialogue(self, name: str, x: Tensor, real: Tensor, batch: MultimodalBatch) -> Tensor:

@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..batch import MultimodalBatch, MultimodalDataset
+from ..checks import RATE, Flag, Is, Maybe, Number, OneOf, Several, Text, Whole, check_known, check_options, option
 from .dialogue import (
+    WIDTHS,
     DialogueBackbone,
     dialogue_options,
     real_utterances,
@@ -38,39 +40,27 @@ READINGS: dict[str, dict[str, Any]] = {
 class MMGCNConfig:
     """Modalities and sizes. The defaults are BALM's for IEMOCAP."""
 
-    input_widths: Mapping[str, int] = field(default_factory=lambda: {"audio": 1582, "language": 1024, "vision": 342})
-    outputs: int = 6  # K
-    speakers: int = 2
-    context: tuple[str, ...] | None = None  # modalities with a recurrent net over the dialogue; None: "language" alone
-    embedded: tuple[str, ...] | None = None  # modalities whose nodes get the speaker's embedding; None: all
-    width: int = 200  # of a node; even, for a recurrent net in two directions
-    hidden: int = 100  # of the graph net
-    layers: int = 4
-    alpha: float = 0.1  # share of the first layer in each layer
-    lamda: float = 0.5  # layer l mixes its features with theta_l = log(lamda / l + 1)
-    dropout: float = 0.4
-    encode_absent: bool = True  # see DialogueBackbone
+    input_widths: Mapping[str, int] = option({"audio": 1582, "language": 1024, "vision": 342}, WIDTHS)
+    outputs: int = option(6, Whole(1))  # K
+    speakers: int = option(2, Whole(1))
+    # modalities with a recurrent net over the dialogue; None: "language" alone
+    context: tuple[str, ...] | None = option(None, Maybe(Several(Text)))
+    # modalities whose nodes get the speaker's embedding; None: all
+    embedded: tuple[str, ...] | None = option(None, Maybe(Several(Text)))
+    width: int = option(200, Whole(1))  # of a node; even, for a recurrent net in two directions
+    hidden: int = option(100, Whole(1))  # of the graph net
+    layers: int = option(4, Whole(1))
+    alpha: float = option(0.1, Number(0, 1))  # share of the first layer in each layer
+    lamda: float = option(0.5, Number(above=0))  # layer l mixes its features with theta_l = log(lamda / l + 1)
+    dropout: float = option(0.4, RATE)
+    encode_absent: bool = option(True, Flag())  # see DialogueBackbone
 
     def __post_init__(self) -> None:
-        if not self.input_widths:
-            raise ValueError("input_widths: expected at least one modality")
-        for name, width in self.input_widths.items():
-            if width < 1:
-                raise ValueError(f"input_widths[{name!r}]: expected at least 1, got {width}")
-        for name in ("outputs", "speakers", "width", "hidden", "layers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        check_options(self)
         if self.width % 2:
             raise ValueError(f"width: expected an even number, for two directions, got {self.width}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout: expected a rate in [0, 1), got {self.dropout}")
-        if not 0 <= self.alpha <= 1 or self.lamda <= 0:
-            raise ValueError(
-                f"alpha, lamda: expected a share in [0, 1] and a positive number, got {self.alpha}, {self.lamda}"
-            )
         for name in ("context", "embedded"):
-            if unknown := sorted(set(getattr(self, name) or ()) - set(self.input_widths)):
-                raise ValueError(f"{name}: unknown modalities {unknown}; known are {list(self.input_widths)}")
+            check_known(name, getattr(self, name) or (), self.input_widths)
 
     def in_context(self, modality: str) -> bool:
         """Whether a modality's encoder sees the whole dialogue."""
@@ -182,7 +172,7 @@ class MMGCNBackbone(DialogueBackbone):
     cross_weight = 1.0
 
     def __init__(self, config: MMGCNConfig | None = None):
-        config = config or MMGCNConfig()
+        config = Maybe(Is("an MMGCNConfig", MMGCNConfig))("config", config) or MMGCNConfig()
         super().__init__(config.input_widths, config.speakers, config.encode_absent)
         self.config = config
         for name, input_width in config.input_widths.items():
@@ -206,8 +196,7 @@ class MMGCNBackbone(DialogueBackbone):
         reading : "balm" or "original" (64 layers, the speaker's embedding on the language alone), a preset over the
             options of `MMGCNConfig`
         """
-        if reading not in READINGS:
-            raise ValueError(f"reading: expected one of {sorted(READINGS)}, got {reading!r}")
+        OneOf(*READINGS)("reading", reading)
         return cls(MMGCNConfig(**{**dialogue_options(data), **READINGS[reading], **options}))
 
     def make_decoder(self, width: int) -> nn.Module:

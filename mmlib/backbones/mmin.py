@@ -8,14 +8,15 @@ has 66,308 and one of a single modality 33,540.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..batch import MultimodalBatch, MultimodalDataset
-from .base import Backbone
+from ..checks import RATE, Flag, Is, Maybe, Named, OneOf, Whole, check_known, check_options, option
+from .base import Backbone, outputs_of
 
 __all__ = ["MMINBackbone", "MMINConfig"]
 
@@ -26,29 +27,18 @@ HEIGHTS = (3, 4, 5)  # frames that a filter of the TextCNN sees
 class MMINConfig:
     """Modalities, widths and nets. The defaults are those of IEMOCAP, in the release's order."""
 
-    input_widths: Mapping[str, int] = field(default_factory=lambda: {"audio": 130, "vision": 342, "language": 1024})
-    nets: Mapping[str, str] | None = None  # "lstm" or "textcnn" for a modality; None: "textcnn" for "language" alone
-    outputs: int = 4  # K
-    width: int = 128  # d: of every encoding, and of the classifier's two layers
-    dropout: float = 0.5  # in the TextCNN and in the classifier
-    batch_norm: bool = True  # in the classifier: MCE's paper says so, its released script runs without
-    encode_absent: bool = False  # run the encoders on absent rows' zeros, as the release does
+    input_widths: Mapping[str, int] = option({"audio": 130, "vision": 342, "language": 1024}, Named(Whole(1)))
+    # of a modality; None: "textcnn" for "language" alone
+    nets: Mapping[str, str] | None = option(None, Maybe(Named(OneOf("lstm", "textcnn"), 0)))
+    outputs: int = option(4, Whole(1))  # K
+    width: int = option(128, Whole(1))  # d: of every encoding, and of the classifier's two layers
+    dropout: float = option(0.5, RATE)  # in the TextCNN and in the classifier
+    batch_norm: bool = option(True, Flag())  # in the classifier: MCE's paper says so, its released script runs without
+    encode_absent: bool = option(False, Flag())  # run the encoders on absent rows' zeros, as the release does
 
     def __post_init__(self) -> None:
-        if not self.input_widths:
-            raise ValueError("input_widths: expected at least one modality")
-        for name, width in self.input_widths.items():
-            if width < 1:
-                raise ValueError(f"input_widths[{name!r}]: expected at least 1, got {width}")
-        for name in ("outputs", "width"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout: expected a rate in [0, 1), got {self.dropout}")
-        if unknown := sorted(set(self.nets or {}) - set(self.input_widths)):
-            raise ValueError(f"nets: unknown modalities {unknown}; known are {list(self.input_widths)}")
-        if wrong := {name: kind for name, kind in (self.nets or {}).items() if kind not in _NETS}:
-            raise ValueError(f"nets: expected {' or '.join(map(repr, _NETS))}, got {wrong}")
+        check_options(self)
+        check_known("nets", self.nets or (), self.input_widths)
 
     def net(self, modality: str) -> str:
         """The kind of net of one modality; what ``nets`` leaves out is "lstm", or "textcnn" for "language"."""
@@ -131,7 +121,7 @@ class MMINBackbone(Backbone):
     """
 
     def __init__(self, config: MMINConfig | None = None):
-        config = config or MMINConfig()
+        config = Maybe(Is("an MMINConfig", MMINConfig))("config", config) or MMINConfig()
         super().__init__(config.encode_absent)
         self.config = config
         for name, input_width in config.input_widths.items():
@@ -145,12 +135,10 @@ class MMINBackbone(Backbone):
 
         Raises ValueError for a modality that is not a sequence [T, D].
         """
-        shapes = data.feature_shapes
+        outputs, shapes = outputs_of(data), data.feature_shapes
         if wrong := {name: shape for name, shape in shapes.items() if len(shape) != 2}:
             raise ValueError(f"data: expected sequences (T, D) in every modality, got {wrong}")
-        return cls(
-            MMINConfig({name: shape[-1] for name, shape in shapes.items()}, outputs=data.info["outputs"], **options)
-        )
+        return cls(MMINConfig({name: shape[-1] for name, shape in shapes.items()}, outputs=outputs, **options))
 
     def make_decoder(self, width: int) -> nn.Module:
         """MMIN's FcClassifier, [*N, width] -> [*N, K]: linear, ReLU, batch normalisation, dropout, twice; linear."""

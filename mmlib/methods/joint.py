@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from ..backbones.base import Backbone
-from ..batch import MultimodalBatch, Output
+from ..batch import BATCH, MultimodalBatch, Output
+from ..checks import RATE, Is
 from ..losses import task_loss
 
 __all__ = ["JointTraining"]
@@ -21,12 +22,11 @@ class JointTraining(nn.Module):
 
     def __init__(self, backbone: Backbone, modality_dropout: float = 0.0):
         super().__init__()
-        if not 0 <= modality_dropout < 1:
-            raise ValueError(f"modality_dropout: expected a rate in [0, 1), got {modality_dropout}")
-        self.backbone = backbone
-        self.modality_dropout = modality_dropout
+        self.backbone = Is("an nn.Module", nn.Module)("backbone", backbone)
+        self.modality_dropout = RATE("modality_dropout", modality_dropout)
 
     def forward(self, batch: MultimodalBatch) -> Output:
+        BATCH("batch", batch)
         if self.training and self.modality_dropout:
             keep = torch.rand(batch.present.shape, device=batch.device) >= self.modality_dropout
             kept = batch.present & keep

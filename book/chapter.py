@@ -1,6 +1,6 @@
-"""What every chapter does first: find the repository, read its parameters, refuse what it does not know.
+"""What every chapter does first: read its parameters, and refuse what it does not know.
 
-Chapters import this after a four-line bootstrap; `mmlib` knows nothing of it.
+Chapters import this once their first lines have found the repository; `mmlib` knows nothing of it.
 """
 
 from __future__ import annotations
@@ -8,16 +8,56 @@ from __future__ import annotations
 import inspect
 import os
 import re
-import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from mmlib.checks import Check, Flag, Number, OneOf, Whole, shown
+
 ROOT = Path(__file__).resolve().parent.parent
 PROFILES = ("quick", "tiny", "book", "paper")
-COMMON = {"dataset": str, "data_root": str, "profile": str, "seeds": list, "device": str, "results_dir": str}
+PAPERMILL = {"PAPERMILL_INPUT_PATH", "PAPERMILL_OUTPUT_PATH"}  # what ``papermill --inject-paths`` adds
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{name}: expected a string, got {shown(value)}")
+    return value
+
+
+def _each(check: Check) -> Check:
+    """A list with at least one element, each of which passes ``check``."""
+
+    def all_of(name: str, value: Any) -> list[Any]:
+        if not isinstance(value, list):
+            raise TypeError(f"{name}: expected a list, got {shown(value)}")
+        if not value:
+            raise ValueError(f"{name}: expected at least one element, got an empty list")
+        return [check(f"{name}[{i}]", one) for i, one in enumerate(value)]
+
+    return all_of
+
+
+KINDS: dict[Any, Check] = {
+    str: _text,
+    bool: Flag(),
+    int: Whole(),
+    float: Number(),
+    list[int]: _each(Whole()),
+    list[float]: _each(Number()),
+}
+COMMON: dict[str, Check] = {
+    "dataset": _text,
+    "data_root": _text,
+    "profile": OneOf(*PROFILES),
+    "seeds": _each(Whole(0)),
+    "device": OneOf("auto", "cpu", "cuda"),
+    "results_dir": _text,
+}
 
 
 @dataclass(frozen=True)
@@ -53,35 +93,38 @@ def begin(
 ) -> Setup:
     """Read a chapter's parameters from its globals, in the first cell after the parameters.
 
-    own : the names of the chapter's own parameters, beside the six that every chapter has
+    own : the names of the chapter's own parameters, beside the six that every chapter has. Their types are those of
+        their annotations, one of `KINDS`; one that is None takes its value and its type from the budget
     budget : per profile the settings that a parameter of the same name, if not None, overrules
 
     Raises ValueError for a name that the chapter does not know (a misspelt ``papermill -p``), TypeError for a value of
-    another type.
+    another type, ValueError for one out of range, FileNotFoundError for a ``data_root`` or ``results_dir`` that is not
+    there. Each names the parameter.
     """
-    import torch
-
     warnings.filterwarnings("ignore", message="IProgress not found")  # without ipywidgets tqdm draws plain bars
+    own = list(own)
     known = {*COMMON, *own}
     given = {k: v for k, v in namespace.items() if not k.startswith("_") and _is_literal(v)}
-    given = {k: v for k, v in given.items() if k not in {"In", "Out"}}
+    given = {k: v for k, v in given.items() if k not in {"In", "Out"} | PAPERMILL}
     if unknown := sorted(set(given) - known):
         raise ValueError(f"unknown parameters {unknown}; this chapter knows {sorted(known)}")
-    for name, kind in COMMON.items():
-        if not isinstance(given.get(name), kind):
-            raise TypeError(f"{name}: expected {kind.__name__}, got {given.get(name)!r}")
-    if given["profile"] not in PROFILES:
-        raise ValueError(f"profile: expected one of {PROFILES}, got {given['profile']!r}")
-    if not given["seeds"] or not all(isinstance(s, int) for s in given["seeds"]):
-        raise TypeError(f"seeds: expected a list of integers, got {given['seeds']!r}")
-    if given["device"] not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"device: expected auto, cpu or cuda, got {given['device']!r}")
-    data_root = Path(given["data_root"]).expanduser() if given["data_root"] else None
-    if data_root is not None and not data_root.is_absolute():
-        data_root = _first_existing(data_root)
-    results = Path(given["results_dir"]).expanduser() if given["results_dir"] else ROOT / "book" / "results"
+    for name, check in COMMON.items():
+        check(name, given.get(name))
     values = dict((budget or {}).get(given["profile"], {}))
-    values.update({k: given.get(k) for k in own if given.get(k) is not None or k not in values})
+    annotations = namespace.get("__annotations__", {})
+    for name in own:
+        value, usual = given.get(name), values.get(name)
+        if value is None and usual is not None:
+            continue
+        if name not in annotations and usual is None:
+            raise TypeError(f"{name}: expected an annotation in the cell of the parameters, or a value in the budget")
+        kind = annotations.get(name, type(usual))
+        check = Whole(1) if kind is int and usual is not None else KINDS[kind]  # a budget counts something
+        values[name] = check(name, value)
+    data_root = _existing("data_root", given["data_root"]) if given["data_root"] else None
+    results = _existing("results_dir", given["results_dir"]) if given["results_dir"] else ROOT / "book" / "results"
+    if not results.is_dir():
+        raise NotADirectoryError(f"results_dir: expected a folder, got the file {results}")
     device = given["device"]
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -92,10 +135,14 @@ def _is_literal(value: Any) -> bool:
     return value is None or isinstance(value, (bool, int, float, str, list, tuple, dict))
 
 
-def _first_existing(path: Path) -> Path:
-    """A relative data_root means the caller's folder, or else the repository's."""
-    caller = Path(os.environ.get("PWD", ".")) / path
-    return next((p for p in (caller, Path.cwd() / path, ROOT / path) if p.exists()), caller)
+def _existing(name: str, given: str) -> Path:
+    """A relative path means the folder that papermill was called from, the kernel's, or else the repository's."""
+    path = Path(given).expanduser()
+    places = dict.fromkeys(folder / path for folder in (Path(os.environ.get("PWD", ".")), Path.cwd(), ROOT))
+    if (found := next((p for p in places if p.exists()), None)) is None:
+        tried = ", ".join(map(str, places))
+        raise FileNotFoundError(f"{name}: expected a folder that exists, got {given!r} (looked for {tried})")
+    return found
 
 
 def source(thing: Callable[..., Any] | type, start: str | None = None, stop: str | None = None) -> Any:
@@ -112,7 +159,3 @@ def source(thing: Callable[..., Any] | type, start: str | None = None, stop: str
         lines = lines[: next(i for i, line in enumerate(lines) if i and re.search(stop, line))]
     margin = min((len(x) - len(x.lstrip()) for x in lines if x.strip()), default=0)
     return Markdown("```python\n" + "\n".join(x[margin:] for x in lines).rstrip() + "\n```")
-
-
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))

@@ -37,23 +37,71 @@ def test_what_jupyter_puts_into_the_namespace_is_not_a_parameter() -> None:
 
 def test_unknown_names_are_refused_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"unknown parameters \['epoch'\].*'epochs'"):
-        begin(own=("epochs",), epochs=3, epoch=4)
+        begin(own=("epochs",), budget=BUDGET, epochs=3, epoch=4)
 
 
 @pytest.mark.parametrize(
     ("given", "error", "said"),
     [
         ({"profile": "huge"}, ValueError, "profile: expected one of"),
-        ({"device": "tpu"}, ValueError, "device: expected auto, cpu or cuda"),
-        ({"seeds": []}, TypeError, "seeds: expected a list of integers"),
-        ({"seeds": ["a"]}, TypeError, "seeds: expected a list of integers"),
-        ({"seeds": "(0, 1)"}, TypeError, "seeds: expected list"),
-        ({"dataset": None}, TypeError, "dataset: expected str"),
+        ({"profile": 3}, TypeError, "profile: expected one of"),
+        ({"device": "tpu"}, ValueError, "device: expected one of auto, cpu, cuda"),
+        ({"seeds": []}, ValueError, "seeds: expected at least one"),
+        ({"seeds": ["a"]}, TypeError, r"seeds\[0\]: expected an integer"),
+        ({"seeds": [0, True]}, TypeError, r"seeds\[1\]: expected an integer"),
+        ({"seeds": [0.5]}, TypeError, r"seeds\[0\]: expected an integer"),
+        ({"seeds": [3, -1]}, ValueError, r"seeds\[1\]: expected an integer of at least 0, got -1"),
+        ({"seeds": "(0, 1)"}, TypeError, "seeds: expected a list"),
+        ({"dataset": None}, TypeError, "dataset: expected a string, got None"),
+        ({"data_root": 5}, TypeError, "data_root: expected a string, got 5"),
+        ({"data_root": "no/such/folder"}, FileNotFoundError, "data_root: expected a folder that exists, got 'no/such"),
+        ({"results_dir": "no/such"}, FileNotFoundError, "results_dir: expected a folder that exists, got 'no/such'"),
+        ({"results_dir": "README.md"}, NotADirectoryError, "results_dir: expected a folder, got the file"),
     ],
 )
 def test_values_out_of_range_are_refused(given: dict[str, Any], error: type[Exception], said: str) -> None:
     with pytest.raises(error, match=said):
         begin(**given)
+
+
+OWN = {"rho": float, "width": int, "head": str, "rates": list[float], "steps": list[int], "quiet": bool}
+GOOD = {"rho": 1.4, "width": 8, "head": "a", "rates": [0.1, 1], "steps": [2], "quiet": False, "epochs": None}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error", "said"),
+    [
+        ("rho", "notanumber", TypeError, "rho: expected a finite number, got 'notanumber'"),
+        ("rho", True, TypeError, "rho: expected a finite number, got True"),
+        ("rho", None, TypeError, "rho: expected a finite number, got None"),
+        ("rho", float("nan"), ValueError, "rho: expected a finite number, got nan"),
+        ("width", 2.0, TypeError, "width: expected an integer, got 2.0"),
+        ("width", True, TypeError, "width: expected an integer, got True"),
+        ("head", 3, TypeError, "head: expected a string, got 3"),
+        ("rates", 0.5, TypeError, "rates: expected a list, got 0.5"),
+        ("rates", [0.5, "x"], TypeError, r"rates\[1\]: expected a finite number, got 'x'"),
+        ("steps", [1.5], TypeError, r"steps\[0\]: expected an integer, got 1.5"),
+        ("quiet", 1, TypeError, "quiet: expected True or False, got 1"),
+        ("epochs", "many", TypeError, "epochs: expected an integer of at least 1, got 'many'"),
+        ("epochs", True, TypeError, "epochs: expected an integer of at least 1, got True"),
+        ("epochs", 0, ValueError, "epochs: expected an integer of at least 1, got 0"),
+    ],
+)
+def test_a_chapters_own_parameters_keep_their_type(name: str, value: Any, error: type[Exception], said: str) -> None:
+    own = tuple(GOOD)
+    setup = begin(own=own, budget=BUDGET, __annotations__=OWN, **GOOD)
+    assert (setup.rho, setup.rates, setup.epochs) == (1.4, [0.1, 1], 5)
+    with pytest.raises(error, match=said):
+        begin(own=own, budget=BUDGET, __annotations__=OWN, **{**GOOD, name: value})
+
+
+def test_a_parameter_without_a_type_is_the_chapters_mistake() -> None:
+    with pytest.raises(TypeError, match="rho: expected an annotation"):
+        begin(own=("rho",), rho=1.4)
+
+
+def test_the_paths_that_papermill_adds_are_no_parameters() -> None:
+    assert begin(PAPERMILL_INPUT_PATH="a.ipynb", PAPERMILL_OUTPUT_PATH="b.ipynb").own == {}
 
 
 def test_a_missing_common_parameter_is_named() -> None:
@@ -71,7 +119,7 @@ def test_a_parameter_that_is_given_overrules_the_budget() -> None:
 
 
 def test_own_parameters_are_attributes_and_unknown_ones_say_what_there_is() -> None:
-    setup = begin(own=("rate",), rate=0.3)
+    setup = begin(own=("rate",), __annotations__={"rate": float}, rate=0.3)
     assert setup.rate == 0.3
     with pytest.raises(AttributeError, match=r"no parameter 'rates'; known are \['rate'\]"):
         _ = setup.rates

@@ -70,6 +70,8 @@ def test_every_parameter_is_seen_by_papermill(chapter: Path) -> None:
     seen = papermill.inspect_notebook(str(chapter))
     assert list(seen) == assigned
     assert all(seen[name]["help"] for name in assigned)
+    typed = {name for name in assigned if seen[name]["inferred_type_name"] != "None"}
+    assert typed == {name for name in assigned if seen[name]["default"] != "None"}  # None: the budget's type
 
 
 def _targets(node: ast.stmt) -> list[ast.Name]:

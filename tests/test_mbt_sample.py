@@ -301,10 +301,10 @@ def test_any_hook_may_replace_the_epochs_data(factor: float, epochs: int, loader
 
 class Interrupt:
     def __init__(self, at: int):
-        self.at = at
+        self._at = at
 
     def on_step(self, state):
-        if state.step == self.at:
+        if state.step == self._at:
             raise KeyboardInterrupt
 
 

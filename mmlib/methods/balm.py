@@ -251,7 +251,7 @@ class EncoderGradients:
     def __init__(self, model: nn.Module, encoders: Mapping[str, Part | Iterable[Part]]):
         if len(encoders) < 2:
             raise ValueError(f"encoders: expected at least two modalities, got {list(encoders)}")
-        known = {id(p) for p in model.parameters()}
+        known = {id(p): name for name, p in model.named_parameters()}
         taken: dict[int, Tensor] = {}
         self.parts: dict[str, list[tuple[nn.Parameter, Any]]] = {}
         for name, given in encoders.items():
@@ -267,6 +267,8 @@ class EncoderGradients:
                 if bool(used[index].any()):
                     raise ValueError(f"encoders[{name!r}]: expected weights of its own, some are in another encoder")
                 used[index] = True
+        # By names, as a checkpoint says what is rescaled.
+        self.names = {m: [known[id(p)] + ("" if i is ... else f"[{i}]") for p, i in self.parts[m]] for m in self.parts}
 
     @staticmethod
     def _parameters(name: str, given: Any) -> list[tuple[nn.Parameter, Any]]:
@@ -509,6 +511,7 @@ class GradientRebalancing(nn.Module):
         if isinstance(config.mu_constant, tuple) and len(config.mu_constant) != M:
             raise ValueError(f"mu_constant: expected one number or {M}, got {config.mu_constant}")
         self._output = [weight]  # in a list, so that it is no parameter of this module
+        self.scaled = self.encoders.names
         self.heads = UnimodalHeads([each[name] for name in names], weight.shape[1], weight.shape[0])
         self.heads.to(weight)
         self.criterion = criterion or (squared_error if config.loss == "mse" else sample_losses)

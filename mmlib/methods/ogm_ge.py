@@ -81,6 +81,7 @@ class OGMGE(nn.Module):
             raise ValueError(f"active_epochs: expected None or a pair (first, last), got {active_epochs!r}")
         self.backbone = backbone
         self.alpha, self.noise, self.rows, self.active_epochs = alpha, noise, rows, active_epochs
+        self.kernels_only = kernels_only
         chosen = encoders_of(backbone) if encoders is None else encoders
         if set(chosen) != set(backbone.modalities):
             raise ValueError(f"encoders: expected one for each of {list(backbone.modalities)}, got {sorted(chosen)}")
@@ -88,6 +89,7 @@ class OGMGE(nn.Module):
         if kernels_only:
             kernels = {m: [part for part in parts if part[0].ndim == 4] for m, parts in self.encoders.parts.items()}
             self.encoders = EncoderGradients(backbone, kernels)
+        self.scaled = self.encoders.names
         self.active = self.counts = True
         self._pending: Tensor | None = None
         self.register_buffer("alone", torch.eye(len(backbone.modalities), dtype=torch.bool), persistent=False)

@@ -16,47 +16,26 @@ from typing import Any
 
 import torch
 
-from mmlib.checks import Check, Flag, Number, OneOf, Whole, shown
+from mmlib.checks import Check, Flag, Number, OneOf, Several, Text, Whole
 
 ROOT = Path(__file__).resolve().parent.parent
 PROFILES = ("quick", "tiny", "book", "paper")
 PAPERMILL = {"PAPERMILL_INPUT_PATH", "PAPERMILL_OUTPUT_PATH"}  # what ``papermill --inject-paths`` adds
-
-
-def _text(name: str, value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{name}: expected a string, got {shown(value)}")
-    return value
-
-
-def _each(check: Check) -> Check:
-    """A list with at least one element, each of which passes ``check``."""
-
-    def all_of(name: str, value: Any) -> list[Any]:
-        if not isinstance(value, list):
-            raise TypeError(f"{name}: expected a list, got {shown(value)}")
-        if not value:
-            raise ValueError(f"{name}: expected at least one element, got an empty list")
-        return [check(f"{name}[{i}]", one) for i, one in enumerate(value)]
-
-    return all_of
-
-
 KINDS: dict[Any, Check] = {
-    str: _text,
+    str: Text,
     bool: Flag(),
     int: Whole(),
     float: Number(),
-    list[int]: _each(Whole()),
-    list[float]: _each(Number()),
+    list[int]: Several(Whole(), 1),
+    list[float]: Several(Number(), 1),
 }
 COMMON: dict[str, Check] = {
-    "dataset": _text,
-    "data_root": _text,
+    "dataset": Text,
+    "data_root": Text,
     "profile": OneOf(*PROFILES),
-    "seeds": _each(Whole(0)),
+    "seeds": Several(Whole(0), 1),
     "device": OneOf("auto", "cpu", "cuda"),
-    "results_dir": _text,
+    "results_dir": Text,
 }
 
 

@@ -10,7 +10,9 @@ from torch import nn
 
 from mmlib import MultimodalBatch, MultimodalDataset
 from mmlib.backbones import AVMNISTBackbone, AVMNISTConfig, Backbone, GenericBackbone, GenericConfig
+from mmlib.backbones.base import pretrain
 from mmlib.layers import MLP, masked_mean
+from mmlib.training import TrainConfig
 
 SHAPES = {
     2: {"sound": (9, 5), "image": (3, 8, 6)},
@@ -307,3 +309,82 @@ def test_layers():
     assert masked_mean(x, torch.tensor([[True, True, False]])).tolist() == [[2.0, 3.0]]
     assert masked_mean(x, torch.zeros(1, 3, dtype=torch.bool)).tolist() == [[0.0, 0.0]]
     assert [type(layer).__name__ for layer in MLP([2, 3, 4], 0.5)] == ["Linear", "ReLU", "Dropout", "Linear"]
+
+
+def _toy(n: int = 40, seed: int = 0, shift: float = 1.0) -> MultimodalDataset:
+    g = torch.Generator().manual_seed(seed)
+    y = torch.randint(3, (n,), generator=g)
+    return MultimodalDataset.from_arrays({"a": torch.randn(n, 4, generator=g) + shift * y[:, None]}, y, classes=3)
+
+
+def _net(data: MultimodalDataset, dropout: float = 0.0) -> GenericBackbone:
+    torch.manual_seed(1)
+    return GenericBackbone.for_data(data, width=8, dropout=dropout)
+
+
+def test_pretraining_is_adam_on_the_task_loss():
+    data = _toy()
+    config = TrainConfig(steps=5, batch_size=8, accumulation=2, lr=0.01, weight_decay=0.1, clip=0.5, device="cpu")
+    ours, by_hand = _net(data), _net(data)
+    pretrain(ours, data, None, config)
+    assert not any(part.training for part in ours.modules())
+    optimizer, order = torch.optim.Adam(by_hand.parameters(), 0.01, weight_decay=0.1), torch.Generator().manual_seed(0)
+    for rows in [*torch.randperm(40, generator=order).split(16), *torch.randperm(40, generator=order).split(16)][:5]:
+        loss = nn.functional.cross_entropy(by_hand(data[rows]), data.target[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(by_hand.parameters(), 0.5)
+        optimizer.step()
+    for a, b in zip(ours.parameters(), by_hand.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_pretraining_keeps_the_epoch_with_the_smallest_loss_on_validation():
+    train, valid = _toy(), _toy(seed=1, shift=0.3)  # on which the loss rises again
+    loss = lambda net: nn.functional.cross_entropy(net(valid[:]), valid.target).item()
+    losses = []
+    for epochs in range(1, 9):
+        net = _net(train, dropout=0.3)
+        pretrain(net, train, valid, TrainConfig(epochs=epochs, lr=0.03, select="last", device="cpu"))
+        losses.append(loss(net))
+    assert min(losses) < losses[-1]
+    net = _net(train, dropout=0.3)
+    pretrain(net, train, valid, TrainConfig(epochs=8, lr=0.03, device="cpu"))
+    assert loss(net) == pytest.approx(min(losses), abs=1e-6)
+
+
+def test_pretraining_leaves_the_callers_random_state_and_has_the_loops_defaults():
+    before = torch.get_rng_state()
+    first, second = _net(_toy(), 0.5), _net(_toy(), 0.5)
+    torch.set_rng_state(before)
+    pretrain(first, _toy(), None, TrainConfig(device="cpu"))
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(7)
+    pretrain(second, _toy())
+    if not torch.cuda.is_available():
+        for a, b in zip(first.parameters(), second.parameters(), strict=True):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("config", "error", "said"),
+    [
+        (TrainConfig(schedule="cosine"), ValueError, "config: expected .* got schedule='cosine'"),
+        (TrainConfig(optimizer="sgd"), ValueError, "config: expected .* got optimizer='sgd'"),
+        ({"epochs": 2}, TypeError, "config: expected None or how to train, such as a TrainConfig"),
+    ],
+)
+def test_pretraining_refuses_what_it_cannot_do(config, error, said):
+    with pytest.raises(error, match=said):
+        pretrain(_net(_toy()), _toy(), None, config)
+
+
+def test_pretraining_needs_a_target_and_a_finite_loss():
+    net = _net(_toy())
+    unlabelled = MultimodalDataset(_toy().data.replace(target=None), _toy().info)
+    with pytest.raises(ValueError, match="train, valid: expected splits with a target"):
+        pretrain(net, unlabelled)
+    with torch.no_grad():
+        next(net.parameters()).fill_(torch.nan)
+    with pytest.raises(FloatingPointError, match="a lower lr may help"):
+        pretrain(net, _toy())

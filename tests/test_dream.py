@@ -896,6 +896,21 @@ def test_fit_save_load_predict(tmp_path):
         fit(stored, _learnable(), config=config, train_plan=resampled)
 
 
+def test_for_data_trains_the_evaluator_where_it_is_told_how():
+    data, config = _learnable(), TrainConfig(epochs=15, lr=1e-2, device="cpu")
+    evaluator = MLPEvaluator.for_data(data, width=16)
+    with pytest.raises(ValueError, match="evaluator: expected a trained one in eval mode"):
+        DREAM.for_data(evaluator, data, width=8, heads=2)
+    with pytest.raises(ValueError, match="pass its .backbone"):
+        DREAM.for_data(JointTraining(evaluator), data, data, config, width=8, heads=2)
+    model = DREAM.for_data(evaluator, data, data, config, width=8, heads=2)
+    assert model.evaluator is evaluator
+    assert not any(p.requires_grad for p in evaluator.parameters())
+    assert (evaluator(data[:]).argmax(-1) == data.target).double().mean() > 0.8
+    same = DREAM.for_data(evaluator, data, width=8, heads=2)  # a trained one stays as it is
+    assert same.evaluator is evaluator
+
+
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_mixed_precision_does_not_touch_the_scores(precision):
     data = _learnable(12)

@@ -690,6 +690,73 @@ def test_upper_bounds_are_what_the_models_get_right():
         UpperBounds.from_models({"a": models["a"]}, train)
 
 
+class Spy(GenericBackbone):
+    """Notes which modality is encoded, and how many samples of it."""
+
+    seen: list
+
+    def encode_modality(self, name, x, valid):
+        self.seen.append((name, len(x), self.training))
+        return super().encode_modality(name, x, valid)
+
+
+def test_for_data_trains_the_frozen_models():
+    plan = MissingPlan("bernoulli", {"a": 0.2, "b": 0.5, "c": 0.8})
+    splits = {k: plan.draw(v).apply(v) for k, v in _data().items()}
+    train, valid = splits["train"], splits["valid"]
+    torch.manual_seed(0)
+    backbone = Spy.for_data(train, width=8, dropout=0.0)
+    Spy.seen = []
+    before = {k: v.clone() for k, v in backbone.state_dict().items()}
+    config = TrainConfig(epochs=12, batch_size=16, lr=0.01, device="cpu")
+    method = MCE.for_data(backbone, train, valid, config, hidden=16, attention_heads=2, lambda_sub=2.0)
+    assert all(torch.equal(v, before[k]) for k, v in backbone.state_dict().items()), "only copies were trained"
+    assert method.config.lambda_sub == 2.0
+    for m, name in enumerate(train.modalities):
+        trained = sum(n for seen, n, training in Spy.seen if training and seen == name)
+        assert trained == 12 * int(train.present[:, m].sum()), "on the samples that have it alone"
+    table = method.upper(train.ids)
+    assert not table[~train.present].any()
+    right = table.sum(0) / train.present.sum(0)
+    assert right.mean() > 0.6, right  # three classes, a third by chance
+    assert torch.equal(method.rates, missing_rate_factor(train.present))
+    fit(method, train, valid, config)
+    assert (predict(method, valid).argmax(-1) == valid.target).double().mean() > 0.6
+
+
+def test_for_data_on_scores_with_heads_of_ones_own():
+    data = _data()["train"]
+    scores = MultimodalDataset(data.data.replace(target=data.target.float()), {**data.info, "task": "regression"})
+    backbone = GenericBackbone(GenericConfig(data.feature_shapes, 1, width=8, dropout=0.0))
+    heads = {m: nn.Linear(8, 1) for m in data.modalities}
+    with torch.no_grad():
+        for head in heads.values():
+            head.bias.fill_(5.0)
+    untrained = TrainConfig(steps=1, lr=1e-9, device="cpu")
+    near = lambda tolerance: MCE.for_data(backbone, scores, None, untrained, heads=heads, tolerance=tolerance)
+    assert not near(1.0).upper.table.any()  # 5 is more than 1 from 0, 1 and 2
+    assert near(9.0).upper.table.all()
+    assert all((head.bias == 5).all() for head in heads.values())
+
+
+def test_for_data_without_bounds_trains_nothing_and_names_what_is_wrong():
+    train = _data()["train"]
+    backbone = GenericBackbone.for_data(train, width=8)
+    fail = TrainConfig(schedule="cosine")  # which the first stage refuses
+    assert MCE.for_data(backbone, train, None, fail, state_factor=False).upper is None
+    assert MCE.for_data(backbone, train, None, fail, upper_source="current").upper is None
+    with pytest.raises(ValueError, match="config: expected the optimizer"):
+        MCE.for_data(backbone, train, None, fail)
+    with pytest.raises(ValueError, match="train: expected every modality in some sample, 'b' is in none"):
+        MCE.for_data(backbone, train.drop(present=torch.tensor([True, False, True])), None, TrainConfig(epochs=1))
+    with pytest.raises(TypeError, match="backbone: expected a Backbone"):
+        MCE.for_data(JointTraining(backbone), train)
+    with pytest.raises(TypeError, match="config: expected None or how to train"):
+        MCE.for_data(backbone, train, None, MCEConfig())
+    with pytest.raises(ValueError, match="options: unknown"):
+        MCE.for_data(backbone, train, None, state_factor=False, lambda_subset=1.0)
+
+
 def test_bounds_that_do_not_fit():
     batch = _batch()
     ids = torch.arange(3)

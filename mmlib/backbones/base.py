@@ -1,17 +1,20 @@
-"""What every backbone offers: one encoder a modality, a fusion, a decoder."""
+"""What every backbone offers: one encoder a modality, a fusion, a decoder; and a loop for a method's first stage."""
 
 from __future__ import annotations
 
+import copy
+import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..batch import BATCH, DATASET, MultimodalBatch, MultimodalDataset, per_frame
-from ..checks import Flag, Whole
+from ..checks import Flag, Whole, shown
 from ..layers import scoring
+from ..losses import sample_losses
 
-__all__ = ["BACKBONE", "Backbone", "outputs_of"]
+__all__ = ["BACKBONE", "Backbone", "outputs_of", "pretrain"]
 
 
 class _Plug:
@@ -112,3 +115,83 @@ class Backbone(nn.Module):
     def forward(self, batch: MultimodalBatch) -> Tensor:
         """Logits [*N, K] of a batch, with what it has present."""
         return self.decode(self.fuse(self.encode(batch), batch.present, batch))
+
+
+_USUAL: dict[str, Any] = {  # as `TrainConfig` has them
+    "optimizer": "adam",
+    "schedule": None,
+    "epochs": 30,
+    "steps": None,
+    "batch_size": 64,
+    "accumulation": 1,
+    "lr": 1e-3,
+    "weight_decay": 0.0,
+    "clip": None,
+    "select": "best",
+    "seed": 0,
+    "device": "auto",
+}
+
+
+def pretrain(
+    model: nn.Module, train: MultimodalDataset, valid: MultimodalDataset | None = None, config: Any = None
+) -> None:
+    """Train ``model``, which maps a batch to logits, on the task loss; it is left on the training device in eval mode.
+
+    The first stage of a method that needs a trained network before its own training: Adam, mini-batches in a seeded
+    order, and in the end the weights of the epoch with the smallest loss on ``valid``, or those of the last one without
+    it. The core knows no other loop, so this one is plain.
+
+    config : how to train, such as a `TrainConfig`: its ``epochs`` (or ``steps``), ``batch_size`` (times
+        ``accumulation``), ``lr``, ``weight_decay``, ``clip``, ``select``, ``seed`` and ``device`` are followed; None
+        means the defaults of `TrainConfig`. What changes neither the loss nor the steps (precision, trackers, patience)
+        does not apply
+
+    Raises TypeError for a config without epochs, ValueError for another optimizer than "adam" or a schedule,
+    FloatingPointError for a loss that is not finite. The caller's random state stays as it was.
+    """
+    if config is not None and not hasattr(config, "epochs"):
+        raise TypeError(f"config: expected None or how to train, such as a TrainConfig, got {shown(config)}")
+    given = {name: getattr(config, name, usual) for name, usual in _USUAL.items()}
+    if other := [f"{name}={given[name]!r}" for name in ("optimizer", "schedule") if given[name] != _USUAL[name]]:
+        raise ValueError(
+            f"config: expected the optimizer 'adam' and no schedule, which is all that the loop of a first stage has, "
+            f"got {', '.join(other)}; give this stage a plainer one, or train its networks yourself"
+        )
+    device = given["device"]
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    model.to(device)
+    optimizer = torch.optim.Adam(model.parameters(), given["lr"], weight_decay=given["weight_decay"])
+    size = given["batch_size"] * given["accumulation"]
+    left = given["steps"] or given["epochs"] * math.ceil(len(train) / size)
+    order, best, kept = torch.Generator().manual_seed(given["seed"]), math.inf, None
+    with torch.random.fork_rng():
+        torch.manual_seed(given["seed"])
+        while left:
+            model.train()
+            for rows in torch.randperm(len(train), generator=order).split(size)[:left]:
+                loss = _mean_loss(model, train[rows.to(train.device)].to(device))
+                if not math.isfinite(loss.item()):
+                    raise FloatingPointError("the loss of a first stage is NaN or infinite; a lower lr may help")
+                optimizer.zero_grad()
+                loss.backward()
+                if given["clip"] is not None:
+                    nn.utils.clip_grad_norm_(model.parameters(), given["clip"])
+                optimizer.step()
+                left -= 1
+            if valid is not None and given["select"] == "best":
+                places = torch.arange(len(valid), device=valid.device).split(1024)
+                with scoring(model):
+                    parts = [(len(p), _mean_loss(model, valid[p].to(device)).item()) for p in places]
+                if (found := sum(n * loss for n, loss in parts) / len(valid)) < best:
+                    best, kept = found, copy.deepcopy(model.state_dict())
+    if kept is not None:
+        model.load_state_dict(kept)
+    model.eval()
+
+
+def _mean_loss(model: nn.Module, batch: MultimodalBatch) -> Tensor:
+    if batch.target is None:
+        raise ValueError("train, valid: expected splits with a target")
+    return sample_losses(model(batch), batch.target, lead=len(batch.shape)).mean()

@@ -16,8 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..backbones.base import pretrain
 from ..backbones.evaluators import output_shape, split_labels
-from ..batch import MultimodalBatch, MultimodalDataset, Output
+from ..batch import DATASET, MultimodalBatch, MultimodalDataset, Output
+from ..checks import Maybe
 from ..coalitions import (
     coalition_logits,
     coalition_masks,
@@ -324,8 +326,23 @@ class DREAM(nn.Module):
         self.register_buffer("table_check", torch.zeros(0, M, dtype=torch.float64), persistent=False)
 
     @classmethod
-    def for_data(cls, evaluator: nn.Module, data: MultimodalDataset, **options: Any) -> DREAM:
-        """The model that fits a data set's shapes and targets: integer targets [n, L] are L yes-or-no labels."""
+    def for_data(
+        cls,
+        evaluator: nn.Module,
+        data: MultimodalDataset,
+        valid: MultimodalDataset | None = None,
+        config: Any = None,
+        **options: Any,
+    ) -> DREAM:
+        """The model that fits a data set's shapes and targets: integer targets [n, L] are L yes-or-no labels.
+
+        evaluator : a trained one in eval mode; or, with ``config``, one that is trained here first, as `pretrain` says
+        data : the training split as `fit` will see it: with a plan that is drawn once, the masked one
+        config : how the evaluator is trained on ``data``, mostly the `TrainConfig` of the training itself; ``valid``
+            chooses its epoch. None: not at all
+        """
+        if config is not None and hasattr(evaluator, "modalities"):  # else the constructor says what is wrong with it
+            pretrain(evaluator, DATASET("data", data), Maybe(DATASET)("valid", valid), config)
         outputs, labels = output_shape(data)
         longest = max(frames for frames, _ in frame_shapes(data.feature_shapes).values())
         fitting = {
@@ -335,7 +352,8 @@ class DREAM(nn.Module):
             "regression": data.info.get("task") == "regression",
             "positions": max(longest, DREAMConfig.positions),
         }
-        return cls(evaluator, **{**fitting, **options})
+        model = cls(evaluator, **{**fitting, **options})
+        return model if config is None else model.to(next(evaluator.parameters()).device)
 
     def train(self, mode: bool = True) -> DREAM:
         """As usual, but the evaluator stays in eval mode."""

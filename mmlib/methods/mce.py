@@ -9,6 +9,7 @@ does.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..backbones.base import Backbone
-from ..batch import MultimodalBatch, MultimodalDataset, Output
+from ..backbones.base import Backbone, pretrain
+from ..batch import DATASET, MultimodalBatch, MultimodalDataset, Output
+from ..checks import Is, Maybe
 from ..coalitions import (
     coalition_logits,
     coalition_masks,
@@ -167,7 +169,6 @@ class UpperBounds(nn.Module):
         self.register_buffer("ids", ids[order].long())
 
     @classmethod
-    @torch.no_grad()
     def from_models(
         cls,
         models: Mapping[str, nn.Module],
@@ -189,17 +190,8 @@ class UpperBounds(nn.Module):
         target = data.data.target
         if target is None:
             raise ValueError("data: expected a split with a target")
-        table = torch.zeros(len(data), len(data.modalities))
-        for m, name in enumerate(data.modalities):
-            model, own = models[name], data.data.select([name])
-            device = next(model.parameters()).device
-            with scoring(model):
-                for rows in data.present[:, m].nonzero()[:, 0].split(batch_size):
-                    batch = own[rows].to(device)
-                    said = model(batch)
-                    logits = getattr(said, "logits", said)
-                    worth = prediction_value(logits, batch.target, value, tolerance)  # type: ignore[arg-type]
-                    table[rows.cpu(), m] = worth.float().cpu()
+        columns = [_right(models[name], data, name, value, tolerance, batch_size) for name in data.modalities]
+        table = torch.stack(columns, -1)
         return cls(table, data.ids.cpu(), data.modalities)
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -216,6 +208,34 @@ class UpperBounds(nn.Module):
                 f"ids: {int((~known).sum())} of {len(ids)} training samples have no upper bound; compute them with "
                 f"UpperBounds.from_models on this very split"
             )
+
+
+def _right(
+    model: nn.Module, data: MultimodalDataset, name: str, value: str | None, tolerance: float, batch_size: int = 1024
+) -> Tensor:
+    """What the model of one modality makes of each sample, [n]; 0 for those that do not have it."""
+    own, device = data.data.select([name]), next(model.parameters()).device
+    column = torch.zeros(len(data))
+    with scoring(model):
+        for rows in data.present[:, data.data.index(name)].nonzero()[:, 0].split(batch_size):
+            batch = own[rows].to(device)
+            said = model(batch)
+            logits = getattr(said, "logits", said)
+            worth = prediction_value(logits, batch.target, value, tolerance)  # type: ignore[arg-type]
+            column[rows.cpu()] = worth.float().cpu()
+    return column
+
+
+class _Alone(nn.Module):
+    """The frozen model of one modality: a copy of a backbone's encoder, and a decoder of its own."""
+
+    def __init__(self, backbone: Backbone, name: str, head: nn.Module):
+        super().__init__()
+        self.backbone, self.head, self.name = copy.deepcopy(backbone), copy.deepcopy(head), name
+
+    def forward(self, batch: MultimodalBatch) -> Tensor:
+        """Logits of samples that all have the modality."""
+        return self.head(self.backbone.encode_modality(self.name, batch.features[self.name], batch.valid[self.name]))
 
 
 def learning_state_factor(upper: Tensor, shapley: Tensor, present: Tensor, mask: bool = True) -> Tensor:
@@ -502,6 +522,44 @@ class MCE(nn.Module):
         if present is not None:
             self.observe(present)
 
+    @classmethod
+    def for_data(
+        cls,
+        backbone: Backbone,
+        train: MultimodalDataset,
+        valid: MultimodalDataset | None = None,
+        config: Any = None,
+        **options: Any,
+    ) -> MCE:
+        """MCE on a backbone for this data set, with its first stage done: the frozen models behind the bounds U.
+
+        Per modality a copy of its encoder and a decoder are trained on the samples of ``train`` that have it, asked for
+        their column of `UpperBounds`, and dropped. Options that need no bounds skip this.
+
+        train : the split as `fit` will see it: with a plan that is drawn once, the masked one
+        config : how those models are trained, see `pretrain`; mostly the `TrainConfig` of the training itself
+        options : as the constructor takes them: the reading, ``heads``, and fields of `MCEConfig`
+
+        Raises ValueError for a modality that no sample of ``train`` has, and what `pretrain` raises.
+        """
+        Is("a Backbone", Backbone)("backbone", backbone)
+        DATASET("train", train), Maybe(DATASET)("valid", valid)
+        asked = {**READINGS.get(options.get("reading", "paper"), {}), **options}
+        upper = None
+        if asked.get("state_factor", True) and asked.get("upper_source", "frozen") == "frozen":
+            value, tolerance = asked.get("value"), asked.get("tolerance", MCEConfig.tolerance)
+            columns = []
+            for name in train.modalities:
+                own, held = _having(train, name), None if valid is None else _having(valid, name)
+                if own is None:
+                    raise ValueError(f"train: expected every modality in some sample, {name!r} is in none")
+                heads = options.get("heads") or {name: backbone.make_decoder(backbone.width)}
+                model = _Alone(backbone, name, heads[name])
+                pretrain(model, own, held, config)
+                columns.append(_right(model, train, name, value, tolerance))
+            upper = UpperBounds(torch.stack(columns, -1), train.ids.cpu(), train.modalities)
+        return cls(backbone, upper, **{"present": train.present, **options})
+
     @property
     def backbone(self) -> Backbone:
         """The backbone alone, without the reconstruction module."""
@@ -769,6 +827,12 @@ class _Pairs:
         """Values [R] of the pairs as [B, 2**M], zero where there is no pair or the coalition is empty."""
         table = values.new_zeros(self.size)
         return table.index_put((self.row, self.code), values * (self.code > 0))
+
+
+def _having(data: MultimodalDataset, name: str) -> MultimodalDataset | None:
+    """One modality of the samples that have it; None where there is none."""
+    rows = data.present[:, data.data.index(name)].nonzero()[:, 0]
+    return data.select([name]).subset(rows) if len(rows) else None
 
 
 def _like(mask: Tensor, x: Tensor) -> Tensor:

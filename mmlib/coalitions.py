@@ -246,12 +246,15 @@ def monte_carlo_shapley(
 # --- logits to values ------------------------------------------------------------------------------------------------
 
 
-def discrete_predictions(logits: Tensor, regression: bool, how: str = "sign_ge") -> Tensor:
+def discrete_predictions(logits: Tensor, regression: bool, how: str = "sign_ge", *, multilabel: bool = False) -> Tensor:
     """The prediction as an integer: logits [..., K] -> int64 [...], which class, or for regression which side.
 
     how : for regression, "sign_ge" (1 where score >= 0), "sign_gt" (score > 0) or "round7" (the nearest integer in
         -3 to 3). Ignored for classes.
+    multilabel : the K outputs are labels of their own: int64 [..., K], 1 where the logit is above 0
     """
+    if multilabel:
+        return (logits > 0).long()
     if not regression:
         return logits.argmax(-1)
     if logits.shape[-1] != 1:
@@ -276,23 +279,28 @@ def accuracy_values(
 ) -> Tensor:
     """The 0/1 value of each coalition, MCE Eq. 4: logits [S, *N, K] and target [*N] -> [*N, S].
 
-    1 where the class is right, or for float targets where the error is at most ``tolerance``.
+    1 where the class is right, or for float targets where the error is at most ``tolerance``. For a bool target
+    [*N, K] the fraction of its labels that are right, in [0, 1].
 
     masks : bool [S, M] or [S, B, M], the coalitions of the logits; default `coalition_masks` in order
     present : bool [*N, M]. A coalition with nothing present in the sample (in the whole dialogue) is empty too
     empty : v(nothing), by MCE's and DREAM's convention 0; None keeps what the prediction on nothing is worth
     """
-    if target.is_floating_point():
+    N = target.shape
+    if target.dtype == torch.bool:
+        if logits.shape[1:] != target.shape or target.ndim < 2:
+            raise ValueError(f"logits: expected [S, {tuple(target.shape)}] for labels, got {tuple(logits.shape)}")
+        values, N = ((logits > 0) == target).to(logits.dtype).mean(-1), target.shape[:-1]
+    elif target.is_floating_point():
         if logits.shape != (logits.shape[0], *target.shape, 1):
             raise ValueError(f"logits: expected [S, {tuple(target.shape)}, 1] for scores, got {tuple(logits.shape)}")
-        right = (logits[..., 0] - target).abs() <= tolerance
+        values = ((logits[..., 0] - target).abs() <= tolerance).to(logits.dtype)
     else:
         if logits.shape[1:-1] != target.shape:
             raise ValueError(f"logits: expected [S, {tuple(target.shape)}, K], got {tuple(logits.shape)}")
-        right = logits.argmax(-1) == target
-    values = right.to(logits.dtype)
+        values = (logits.argmax(-1) == target).to(logits.dtype)
     if empty is not None:
-        S, lead = logits.shape[0], target.ndim
+        S, lead = logits.shape[0], len(N)
         if masks is None:
             M = _players(logits.movedim(0, -1), "logits")
             masks = coalition_masks(M, logits.device)
@@ -300,10 +308,8 @@ def accuracy_values(
             raise ValueError(f"masks: expected bool [{S}, M] or [{S}, B, M], got {masks.dtype} {tuple(masks.shape)}")
         members = masks if masks.ndim == 3 else masks[:, None, :]
         if present is not None:
-            if present.shape != (*target.shape, masks.shape[-1]):
-                raise ValueError(
-                    f"present: expected {(*target.shape, masks.shape[-1])}, got {tuple(present.shape)}"
-                )  # fmt: skip
+            if present.shape != (*N, masks.shape[-1]):
+                raise ValueError(f"present: expected {(*N, masks.shape[-1])}, got {tuple(present.shape)}")
             members = members & _somewhere(present)
         nothing = ~members.any(-1)  # [S, 1] or [S, B]
         values = torch.where(nothing.reshape(*nothing.shape, *[1] * (lead - 1)), empty, values)
@@ -573,7 +579,7 @@ def _uses_batch_statistics(model: nn.Module) -> bool:
 def subset_values(
     model: nn.Module, batch: MultimodalBatch, *, empty: float | None = 0.0, tolerance: float = 0.5, **options: Any
 ) -> Tensor:
-    """Per sample, which coalitions predict it right: [*N, 2**M] of 0 and 1, ready for `shapley_values`.
+    """Per sample, which coalitions predict it right: [*N, 2**M] in [0, 1], ready for `shapley_values`.
 
     Runs in eval mode without gradients and restores the model's mode. ``options`` go to `coalition_logits`,
     ``empty`` and ``tolerance`` to `accuracy_values`. Raises ValueError for a batch without target.
@@ -587,14 +593,21 @@ def subset_values(
 
 
 def subset_predictions(
-    model: nn.Module, batch: MultimodalBatch, *, regression: bool = False, how: str = "sign_ge", **options: Any
+    model: nn.Module,
+    batch: MultimodalBatch,
+    *,
+    regression: bool = False,
+    how: str = "sign_ge",
+    multilabel: bool = False,
+    **options: Any,
 ) -> Tensor:
     """Per sample, what each coalition predicts: int64 [*N, 2**M], ready for the two prediction scores.
 
     Runs in eval mode without gradients and restores the model's mode. ``options`` go to `coalition_logits`,
-    ``regression`` and ``how`` to `discrete_predictions`.
+    ``regression``, ``how`` and ``multilabel`` to `discrete_predictions`. With ``multilabel`` it is [*N, K, 2**M]: both
+    scores are then label by label [*N, K, M], and their means over labels are the sample's.
     """
     masks = coalition_masks(len(batch.modalities), batch.device)
     with scoring(model):
         logits = coalition_logits(model, batch, masks, **options)
-    return discrete_predictions(logits, regression, how).movedim(0, -1)
+    return discrete_predictions(logits, regression, how, multilabel=multilabel).movedim(0, -1)

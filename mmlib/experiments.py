@@ -782,8 +782,9 @@ def train_and_score(config: Config) -> Rows:
     """Train one method on one data set and score it under the test conditions: the entries of a config are `DEFAULTS`.
 
     Weights, order and dropout follow ``seed``; selection is on validation, its metric is the row with test "valid".
-    Rows: per condition ``accuracy`` for classes, or the metrics of `metrics.msa_scores` for scores, over the n samples
-    of which the condition leaves something; seconds of training; peak memory of the process, or of the GPU.
+    Rows: per condition ``accuracy`` for classes, or the metrics of `metrics.msa_scores` for scores or of
+    `metrics.multilabel_scores` for bool labels, over the n samples of which the condition leaves something; seconds of
+    training; peak memory of the process, or of the GPU.
 
     Of dialogues the samples are the real utterances: n counts them, classes have ``weighted_f1`` besides, predictions
     and target are stored for them alone, dialogue by dialogue, and ``ids`` says whose each is.
@@ -837,7 +838,7 @@ def train_and_score(config: Config) -> Rows:
     rows, kept = Rows(), {}
     if history.best_epoch is not None and valid is not None:
         chosen = history.epochs[history.best_epoch - 1 if training.select == "best" else -1]
-        for metric in ("accuracy", "weighted_f1", "mae"):
+        for metric in ("accuracy", "weighted_f1", "mae", "macro_f1"):
             if f"valid_{metric}" in chosen:
                 score = {"metric": metric, "value": chosen[f"valid_{metric}"], "n": int(_samples(valid).sum())}
                 rows.append({**common, "test": "valid", "mask_hash": f"{mask[:12]}/-", **score})
@@ -935,6 +936,10 @@ def _scores(logits: torch.Tensor, data: MultimodalDataset) -> dict[str, float]:
     assert data.target is not None
     counts = _samples(data) & data.present.cpu().any(-1)
     logits, target = logits[counts], data.target.cpu()[counts]
+    if target.dtype == torch.bool:
+        from .metrics import multilabel_scores
+
+        return multilabel_scores(logits, target)
     if not target.is_floating_point():
         scores = {"accuracy": (logits.argmax(-1) == target).double().mean().item()}
         if counts.ndim > 1:
@@ -950,10 +955,12 @@ def _scores(logits: torch.Tensor, data: MultimodalDataset) -> dict[str, float]:
 def _compact(
     logits: torch.Tensor, scored: MultimodalDataset, test: MultimodalDataset, places: torch.Tensor
 ) -> np.ndarray:
-    """Predicted classes int16 or scores float32 of all test samples; -1 or NaN for those that had nothing."""
+    """Predicted classes (labels 0 and 1) int16 or scores float32 of all test samples; -1 or NaN where nothing was."""
     assert test.target is not None
     if test.target.is_floating_point():
         found, empty = logits[..., 0].float(), math.nan
+    elif test.target.dtype == torch.bool:
+        found, empty = (logits > 0).to(torch.int16), -1
     else:
         found, empty = logits.argmax(-1).to(torch.int16), -1
     samples = _samples(test)

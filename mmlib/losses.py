@@ -16,11 +16,22 @@ BANDWIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)  # times the mean squared distance, wher
 def sample_losses(logits: Tensor, target: Tensor, lead: int | None = None) -> Tensor:
     """Each sample's cross-entropy for integer classes, absolute error for float scores -> [*N].
 
-    lead : how many axes N has; default all of the target's. A target [*N, ...] with further axes is a segmentation:
-        logits [*N, K, ...] with the classes after N, and the mean over all places (for K = 1, binary cross-entropy)
+    A bool target [*N, K] says which of K labels a sample has, any number of them: the mean over labels of the binary
+    cross-entropy of logits [*N, K].
+
+    lead : how many axes N has; default all of the target's (but for the labels of a bool one). An integer target
+        [*N, ...] with further axes is a segmentation: logits [*N, K, ...] with the classes after N, and the mean over
+        all places (for K = 1, binary cross-entropy)
 
     Logits are [*N, K] otherwise, K = 1 for scores. Raises ValueError where shapes do not fit.
     """
+    if target.dtype == torch.bool:
+        if target.ndim != (max(target.ndim, 2) if lead is None else lead + 1) or logits.shape != target.shape:
+            raise ValueError(
+                f"logits, target: expected both [*N, K] for bool labels, got {tuple(logits.shape)} and "
+                f"{tuple(target.shape)}"
+            )
+        return F.binary_cross_entropy_with_logits(logits, target.to(logits), reduction="none").mean(-1)
     lead = target.ndim if lead is None else lead
     if target.ndim > lead:
         if logits.ndim != target.ndim + 1 or (*logits.shape[:lead], *logits.shape[lead + 1 :]) != target.shape:

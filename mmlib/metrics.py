@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .checks import Number
+
 __all__ = [
     "CONVENTIONS",
     "Interval",
@@ -24,6 +26,7 @@ __all__ = [
     "equity",
     "learning_balance",
     "msa_scores",
+    "multilabel_scores",
     "one_vs_rest_f1",
     "paired_bootstrap",
     "pattern_average",
@@ -280,6 +283,65 @@ def one_vs_rest_f1(pred: Any, target: Any, classes: int | None = None) -> dict[s
     p, t, k = _classes(pred, target, classes)
     scores = {f"f1_{c}": weighted_f1((p == c).astype(int), (t == c).astype(int)) for c in range(k)}
     return {"f1": float(np.mean(list(scores.values()))), **scores}
+
+
+def multilabel_scores(pred: Any, target: Any, threshold: float = 0.0) -> dict[str, float]:
+    """The scores of samples with any number of K yes-or-no labels, as fractions.
+
+    pred : logits [*N, K], or what is predicted, bool or integers 0 and 1 [*N, K]
+    target : bool, or integers 0 and 1 [*N, K]
+    threshold : a label is predicted where its logit lies above; for probabilities in place of logits 0.5
+
+    * ``subset_accuracy``: samples of which all labels are right; ``hamming_accuracy``: right labels among all;
+    * ``micro_f1``: F1 of all labels of all samples counted together; ``macro_f1``: the mean of the F1 of each label,
+      without those that are neither in the target nor predicted;
+    * ``macro_auroc``, ``macro_ap``: the mean over labels of the area under the ROC curve and of the average precision,
+      without those of which the target has one side only.
+
+    NaN where nothing is left of a mean, ``macro_auroc`` and ``macro_ap`` also for ``pred`` without logits, and
+    ``micro_f1`` where no label is in the target or predicted. Raises ValueError for other shapes and values, TypeError
+    for float targets.
+    """
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
+    Number()("threshold", threshold)
+    p, t = _yes_or_no("pred", pred), _yes_or_no("target", target)
+    if t.dtype.kind == "f":
+        raise TypeError(f"target: expected bool, or integers 0 and 1, got {t.dtype}")
+    if p.shape != t.shape or p.ndim < 2:
+        raise ValueError(f"pred, target: expected both [*N, K], got shapes {p.shape} and {t.shape}")
+    p, t = p.reshape(-1, p.shape[-1]), t.reshape(-1, t.shape[-1])
+    found = p > threshold if p.dtype.kind == "f" else p
+    hits, counts = (found & t).sum(0), found.sum(0) + t.sum(0)  # of each label: F1 is 2 hits / counts
+    mean = lambda values: float(np.mean(values)) if len(values) else math.nan
+    scores = {
+        "subset_accuracy": float((found == t).all(-1).mean()),
+        "hamming_accuracy": float((found == t).mean()),
+        "micro_f1": float(2 * hits.sum() / counts.sum()) if counts.any() else math.nan,
+        "macro_f1": mean(2 * hits[counts > 0] / counts[counts > 0]),
+        "macro_auroc": math.nan,
+        "macro_ap": math.nan,
+    }
+    both = t.any(0) & ~t.all(0)
+    if p.dtype.kind == "f" and both.any():
+        scores["macro_auroc"] = float(roc_auc_score(t[:, both], p[:, both], average="macro"))
+        scores["macro_ap"] = float(average_precision_score(t[:, both], p[:, both], average="macro"))
+    return scores
+
+
+def _yes_or_no(name: str, values: Any) -> Array:
+    """Bools as they are, integers 0 and 1 as bools, floats as floats."""
+    if hasattr(values, "detach"):
+        values = values.detach().cpu()
+        values = values.numpy() if str(values.dtype) == "torch.bool" else values
+    x = np.asarray(values) if str(getattr(values, "dtype", "")) == "bool" else _numpy(name, values)
+    if x.size == 0:
+        raise ValueError(f"{name}: expected at least one value, got an empty array of shape {x.shape}")
+    if x.dtype.kind in "iu":
+        if x.min() < 0 or x.max() > 1:
+            raise ValueError(f"{name}: expected integers 0 and 1, got values from {x.min()} to {x.max()}")
+        x = x.astype(bool)
+    return x
 
 
 # ------------------------------------------------------------------------------------- robustness over patterns

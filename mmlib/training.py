@@ -100,7 +100,8 @@ class TrainConfig:
     patience: int | None = option(None, Maybe(Whole(1)))  # stop after so many epochs without a better metric
     # keep the weights of the "best" epoch by the monitored validation metric, or of the "last"
     select: str = option("best", OneOf("best", "last"))
-    monitor: str | None = option(None, Maybe(Text))  # validation metric; None: accuracy for classes, mae for scores
+    # validation metric; None: accuracy for classes, mae for scores, macro_f1 for labels
+    monitor: str | None = option(None, Maybe(Text))
     seed: int = option(0, Whole(0, below=2**63))
     device: str = option("auto", OneOf("auto", "cpu", "cuda"))
     mixed_precision: str = option("no", OneOf("no", "bf16", "fp16"))
@@ -191,7 +192,9 @@ def fit(
     naming epoch, step and loss term, when a loss or a weight is not finite; the last checkpoint stays as it was.
     """
     _check_call(method, train, valid, config, train_plan, hooks, checkpoint, metrics)
-    monitor = config.monitor or ("mae" if train.info.get("task") == "regression" else "accuracy")
+    labels = train.target is not None and train.target.dtype == torch.bool
+    usual = "macro_f1" if labels else "mae" if train.info.get("task") == "regression" else "accuracy"
+    monitor = config.monitor or usual
     if valid is None and (config.select == "best" or config.patience is not None):
         raise ValueError(
             "valid: select='best' and patience need a validation split; pass one, or TrainConfig(select='last')"
@@ -642,7 +645,9 @@ def validation_scores(logits: Tensor, batch: MultimodalBatch) -> dict[str, float
     """Accuracy for classes, mean absolute error for scores, over all samples with a target (``loss`` is task_loss).
 
     logits [*N, K]. Where the batch has ``extras["utterance"]`` [B, U], over real utterances alone, and classes have
-    ``weighted_f1`` besides.
+    ``weighted_f1`` besides. Bool labels have `metrics.multilabel_scores`, of which ``macro_f1`` selects the epoch: it
+    is of what `predict` decides, and rare labels count as much as frequent ones. Where nothing is predicted for many
+    epochs it stays 0; then monitor "loss".
     """
     from .losses import task_loss
 
@@ -656,6 +661,10 @@ def validation_scores(logits: Tensor, batch: MultimodalBatch) -> dict[str, float
     loss = task_loss(logits, target).item()
     if target.is_floating_point():
         return {"mae": loss, "loss": loss}
+    if target.dtype == torch.bool:
+        from .metrics import multilabel_scores
+
+        return {**multilabel_scores(logits, target), "loss": loss}
     scores = {"accuracy": (logits.argmax(-1) == target).double().mean().item(), "loss": loss}
     if mask is not None:
         from .metrics import classification_scores

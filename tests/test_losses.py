@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmlib.losses import mmd, sinkhorn
+from mmlib.losses import mmd, sample_losses, sinkhorn, task_loss
 
 QUICK = settings(deadline=None, max_examples=30)
 
@@ -277,3 +277,42 @@ def test_bad_arguments_of_sinkhorn():
             sinkhorn(x, y, epsilon)
     with pytest.raises(ValueError, match="iterations: expected at least 1"):
         sinkhorn(x, y, iterations=0)
+
+
+# --- labels, any number of them a sample ---
+
+
+def test_multilabel_loss_by_hand():
+    # -log sigmoid(0) = log 2; -log sigmoid(log 3) = log(4/3), and its complement's -log(1/4) = log 4.
+    logits = torch.tensor([[0.0, math.log(3), math.log(3)], [0.0, 0.0, 0.0]], requires_grad=True)
+    target = torch.tensor([[True, True, False], [False, True, False]])
+    each = sample_losses(logits, target)
+    first = (math.log(2) + math.log(4 / 3) + math.log(4)) / 3
+    assert each.tolist() == pytest.approx([first, math.log(2)], rel=1e-6)
+    assert task_loss(logits, target).item() == pytest.approx((first + math.log(2)) / 2, rel=1e-6)
+    weighted = task_loss(logits, target, torch.tensor([3.0, 1.0]), lead=1)
+    assert weighted.item() == pytest.approx((3 * first + math.log(2)) / 4, rel=1e-6)
+    task_loss(logits, target).backward()
+    wanted = [(p - y) / 6 for p, y in zip([0.5, 0.75, 0.75, 0.5, 0.5, 0.5], [1, 1, 0, 0, 1, 0], strict=True)]
+    assert logits.grad.flatten().tolist() == pytest.approx(wanted, rel=1e-6)
+
+
+def test_multilabel_loss_of_dialogues_and_of_one_label():
+    generator = torch.Generator().manual_seed(0)
+    logits, target = torch.randn(2, 3, 4, generator=generator), torch.rand(2, 3, 4, generator=generator) > 0.5
+    each = sample_losses(logits, target, lead=2)
+    assert each.shape == (2, 3)
+    assert torch.equal(each.flatten(), sample_losses(logits.flatten(0, 1), target.flatten(0, 1)))
+    # One label is the two-class problem of the logits 0 and z.
+    z, y = logits[0, :, :1], target[0, :, :1]
+    two = sample_losses(torch.cat([torch.zeros_like(z), z], -1), y[:, 0].long())
+    assert torch.allclose(sample_losses(z, y), two)
+
+
+@pytest.mark.parametrize(
+    ("logits", "target", "lead"),
+    [((5, 2), (5, 3), None), ((5, 3), (5,), None), ((5,), (5,), None), ((5, 4, 3), (5, 4, 3), 1), ((5, 3), (5, 3), 2)],
+)
+def test_multilabel_loss_names_shapes_that_do_not_fit(logits, target, lead):
+    with pytest.raises(ValueError, match=r"logits, target: expected both \[\*N, K\] for bool labels"):
+        sample_losses(torch.zeros(logits), torch.zeros(target, dtype=torch.bool), lead)

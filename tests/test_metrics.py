@@ -340,6 +340,74 @@ def test_bad_classes(pred, target, classes, error, match):
         mm.classification_scores(np.array(pred), np.array(target), classes)
 
 
+def test_multilabel_by_hand():
+    target = np.array([[1, 0, 0], [1, 1, 0], [0, 0, 0], [0, 1, 0]])
+    logits = np.array([[2.0, -1.0, -1.0], [1.0, -2.0, -3.0], [-1.0, 0.5, -2.0], [-2.0, 3.0, -1.0]])
+    scores = mm.multilabel_scores(logits, target)
+    # Predicted 100, 100, 010, 010: rows 1 and 4 whole; 10 of 12 labels. Hits 2, 1, 0 of 4, 4, 0 that count twice.
+    assert scores["subset_accuracy"] == 0.5
+    assert scores["hamming_accuracy"] == pytest.approx(10 / 12)
+    assert scores["micro_f1"] == pytest.approx(6 / 8)
+    assert scores["macro_f1"] == pytest.approx((1 + 0.5) / 2)  # the third label is nowhere
+    # Label 1 is ranked perfectly. Label 2: positives -2 and 3 among -1, -2, .5, 3: of four pairs two are right; its
+    # precision is 1 at the first positive and 2/4 at the second.
+    assert scores["macro_auroc"] == pytest.approx((1 + 0.5) / 2)
+    assert scores["macro_ap"] == pytest.approx((1 + 0.75) / 2)
+
+
+def test_multilabel_is_scikit_learns():
+    from sklearn import metrics as sk
+
+    rng = np.random.default_rng(0)
+    target, logits = rng.random((40, 5)) < 0.4, rng.normal(size=(40, 5))
+    scores = mm.multilabel_scores(torch.tensor(logits), torch.tensor(target))
+    found = logits > 0
+    wanted = {
+        "subset_accuracy": sk.accuracy_score(target, found),
+        "hamming_accuracy": 1 - sk.hamming_loss(target, found),
+        "micro_f1": sk.f1_score(target, found, average="micro"),
+        "macro_f1": sk.f1_score(target, found, average="macro"),
+        "macro_auroc": sk.roc_auc_score(target, logits, average="macro"),
+        "macro_ap": sk.average_precision_score(target, logits, average="macro"),
+    }
+    assert scores == pytest.approx(wanted)
+    assert mm.multilabel_scores(1 / (1 + np.exp(-logits)), target, threshold=0.5) == pytest.approx(wanted)
+    of_dialogues = mm.multilabel_scores(logits.reshape(8, 5, 5), target.reshape(8, 5, 5))
+    assert of_dialogues == pytest.approx(wanted)
+    decided = mm.multilabel_scores(found, target.astype(int))
+    assert {k: v for k, v in decided.items() if not math.isnan(v)} == pytest.approx(
+        {k: v for k, v in wanted.items() if k not in ("macro_auroc", "macro_ap")}
+    )
+
+
+def test_undefined_multilabel_scores_are_nan_without_a_warning():
+    nothing = mm.multilabel_scores(-np.ones((3, 2)), np.zeros((3, 2), dtype=bool))
+    assert nothing["hamming_accuracy"] == nothing["subset_accuracy"] == 1
+    assert all(math.isnan(nothing[k]) for k in ("micro_f1", "macro_f1", "macro_auroc", "macro_ap"))
+    # One label with both sides: the means are its own.
+    one = mm.multilabel_scores(np.array([[1.0, 1.0], [-1.0, 1.0]]), np.array([[True, True], [False, True]]))
+    assert one["macro_auroc"] == one["macro_ap"] == one["macro_f1"] == 1
+
+
+@pytest.mark.parametrize(
+    ("pred", "target", "error", "match"),
+    [
+        (np.zeros((3, 2)), np.zeros((2, 3), bool), ValueError, "pred, target: expected both"),
+        (np.zeros(3), np.zeros(3, bool), ValueError, "pred, target: expected both"),
+        (np.zeros((3, 2)), np.zeros((3, 2)), TypeError, "target: expected bool"),
+        (np.zeros((3, 2)), np.full((3, 2), 2), ValueError, "target: expected integers 0 and 1"),
+        (np.full((3, 2), np.nan), np.zeros((3, 2), bool), ValueError, "pred: expected finite"),
+        (np.full((3, 2), "a"), np.zeros((3, 2), bool), TypeError, "pred: expected integers or floats"),
+        (np.zeros((0, 2), bool), np.zeros((0, 2), bool), ValueError, "pred: expected at least one"),
+    ],
+)
+def test_bad_multilabel_scores(pred, target, error, match):
+    with pytest.raises(error, match=match):
+        mm.multilabel_scores(pred, target)
+    with pytest.raises(TypeError, match="threshold"):
+        mm.multilabel_scores(np.zeros((3, 2)), np.zeros((3, 2), bool), threshold="0.5")
+
+
 # -------------------------------------------------------------------------------------------------------- robustness
 
 

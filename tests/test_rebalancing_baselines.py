@@ -241,7 +241,8 @@ def test_ogm_refuses_scores_and_calls_out_of_order() -> None:
     data = toy()
     scores = data.data.replace(target=torch.randn(60))
     with pytest.raises(
-        ValueError, match=r"target: OGM-GE expects integer classes \(60,\), one a sample, got torch.float"
+        ValueError,
+        match=r"target: OGM-GE expects integer classes \(60,\), one a sample, or bool labels, got torch.float",
     ):
         make(OGMGE, data).train()(scores)
     with pytest.raises(RuntimeError, match="rebalance: expected a training step's forward and backward pass"):

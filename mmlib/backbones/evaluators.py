@@ -105,9 +105,9 @@ class Evaluator(Backbone):
 
 
 def output_shape(data: MultimodalDataset) -> tuple[int, int]:
-    """(outputs K, labels L) of a data set's targets."""
+    """(outputs K, labels L) of a data set's targets: bool ones [n, K] have a logit a label, so L is 0."""
     y, lead = DATASET("data", data).target, len(data.data.shape)
-    if y is not None and y.ndim > lead and not y.is_floating_point():
+    if y is not None and y.ndim > lead and y.dtype == torch.int64:
         return 2 * y.shape[-1], y.shape[-1]
     return outputs_of(data), 0
 

@@ -43,7 +43,7 @@ __all__ = [
     "spatial_modulation",
 ]
 
-Criterion = Callable[[Tensor, Tensor], Tensor]  # logits [n, K], target [n] -> each sample's loss [n]
+Criterion = Callable[[Tensor, Tensor], Tensor]  # logits [n, K], target [n] (or labels) -> each sample's loss [n]
 Encodings = Callable[[MultimodalBatch, dict[str, Tensor]], Mapping[str, Tensor]]
 SMALL = 1e-8
 
@@ -149,24 +149,35 @@ class UnimodalHeads(nn.Module):
 
 
 def discrepancies(fused: Tensor, unimodal: Tensor, target: Tensor, kind: str = "kl") -> Tensor:
-    """Eq. 19 for each sample: logits [n, K] and [M, n, K], target [n] -> [M, n], in float32 at least.
+    """Eq. 19 for each sample: logits [n, K] and [M, n, K], target [n] or [n, K] -> [M, n], in float32 at least.
 
     kind : "kl", KL(p_fused || p_m); "mse", the mean squared difference of the probabilities (BALM-M); "accuracy",
         whether the unimodal prediction is right, of scores whether its sign is (CGGM)
 
-    Scores (K = 1 and float targets) are the two-class distribution [sigmoid(-y), sigmoid(y)].
+    Scores (K = 1 and float targets) are the two-class distribution [sigmoid(-y), sigmoid(y)]. So is each label of bool
+    targets [n, K], where the result is the mean over labels.
     """
     if kind not in ("kl", "mse", "accuracy"):
         raise ValueError(f"kind: expected 'kl', 'mse' or 'accuracy', got {kind!r}")
     fused, unimodal = (x.float() if x.dtype in (torch.float16, torch.bfloat16) else x for x in (fused, unimodal))
-    scores = target.is_floating_point()
+    scores, labels = target.is_floating_point(), target.dtype == torch.bool
     if kind == "accuracy":
+        if labels:
+            return ((unimodal > 0) == target).to(unimodal.dtype).mean(-1)
         right = (unimodal[..., 0] > 0) == (target > 0) if scores else unimodal.argmax(-1) == target
         return right.to(unimodal.dtype)
+    if labels:
+        fused, unimodal = (F.logsigmoid(torch.stack([-x, x], -1)) for x in (fused, unimodal))
+        return _divergence(fused, unimodal, kind).mean(-1)
     if scores:
         fused, unimodal = (F.logsigmoid(torch.cat([-x, x], -1)) for x in (fused, unimodal))
     else:
         fused, unimodal = fused.log_softmax(-1), unimodal.log_softmax(-1)
+    return _divergence(fused, unimodal, kind)
+
+
+def _divergence(fused: Tensor, unimodal: Tensor, kind: str) -> Tensor:
+    """Of log-probabilities, classes last: "kl" or "mse"."""
     p = fused.exp()
     if kind == "mse":
         return (p - unimodal.exp()).square().mean(-1)
@@ -574,29 +585,32 @@ class GradientRebalancing(nn.Module):
         present: Tensor | None = None,
         counted: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """The losses, of the fused logits [*N, K] and the target [*N].
+        """The losses, of the fused logits [*N, K] and the target [*N], or bool labels [*N, K].
 
         encodings : z[m] [*N, d_m]; default what was caught
         present : bool [*N, M], needed for ``rows="present"``
         counted : bool [*N], False for padding
         """
-        config, lead = self.config, target.ndim
-        K = self._output[0].shape[0]
-        if logits.shape != (*target.shape, K):
-            raise ValueError(f"logits: expected {(*target.shape, K)}, got {tuple(logits.shape)}")
-        n, M = target.numel(), len(self.modalities)
-        z = self._encodings(encodings, n, lead)
-        y, fused = target.reshape(n), logits.reshape(n, K)
+        config, K = self.config, self._output[0].shape[0]
+        labels = target.dtype == torch.bool
+        N = target.shape[:-1] if labels else target.shape
+        if logits.shape != (*N, K) or (labels and target.shape != logits.shape):
+            raise ValueError(
+                f"logits: expected {(*N, K)}, got {tuple(logits.shape)} for a target {tuple(target.shape)}"
+            )
+        n, M = N.numel(), len(self.modalities)
+        z = self._encodings(encodings, n, len(N))
+        y, fused = target.reshape(n, *target.shape[len(N) :]), logits.reshape(n, K)
         real = None if counted is None else counted.reshape(n)
         mask = None if real is None else real.expand(M, n)
         if config.rows == "present":
-            if present is None or present.shape != (*target.shape, M):
+            if present is None or present.shape != (*N, M):
                 shape = None if present is None else tuple(present.shape)
-                raise ValueError(f"present: expected bool {(*target.shape, M)} for rows='present', got {shape}")
+                raise ValueError(f"present: expected bool {(*N, M)} for rows='present', got {shape}")
             mask = present.reshape(n, M).T if mask is None else mask & present.reshape(n, M).T
 
         _, said = self.heads(z)
-        each = self.criterion(said.reshape(M * n, K), y.repeat(M)).reshape(M, n)
+        each = self.criterion(said.reshape(M * n, K), y.repeat(M, *[1] * (y.ndim - 1))).reshape(M, n)
         unimodal = _mean(each, mask).sum()  # Eq. 18
         losses = {"unimodal": unimodal}
         with torch.no_grad():
@@ -812,11 +826,12 @@ class BALM(nn.Module):
             batch = self.calibration(batch)
         if not self.training or batch.target is None:
             return Output(self.backbone(batch), {})
-        if batch.target.ndim != len(batch.shape):
-            raise ValueError(f"target: expected one a sample {batch.shape}, got {tuple(batch.target.shape)}")
+        lead, target = len(batch.shape), batch.target
+        if target.ndim != lead + (target.dtype == torch.bool):
+            raise ValueError(f"target: expected one a sample {batch.shape}, got {tuple(target.shape)}")
         h = self.backbone.encode(batch)
         logits = self.backbone.decode(self.backbone.fuse(h, batch.present, batch))
-        y, real = batch.target.flatten(), batch.extras.get("utterance")
+        y, real = target.flatten(0, lead - 1), batch.extras.get("utterance")
         each = self.criterion(logits.flatten(0, -2), y)
         losses = {"task": _mean(each, None if real is None else real.flatten())}
         if self.rebalancing is not None:

@@ -45,7 +45,7 @@ class DEARConfig:
     """Shapes of the data, sizes, loss weights, and each choice that the paper leaves."""
 
     feature_shapes: Mapping[str, tuple[int, ...]]  # one sample of each modality: (T, D), (C, H, W), or (T,) token ids
-    outputs: int = 1  # K: classes, 1 for regression
+    outputs: int = 1  # K: classes or labels, 1 for regression
     regression: bool = True
     text_width: int | None = None  # width of the text encoder's tokens; None: what its config.hidden_size says
 
@@ -705,7 +705,7 @@ class DEAR(nn.Module):
     def _task(self, logits: Tensor, y: Tensor) -> Tensor:
         if self.config.regression and self.config.main == "mse":
             return (logits[..., 0] - y).square().mean()
-        return task_loss(logits, y, lead=1)  # L1 for scores, cross-entropy else
+        return task_loss(logits, y, lead=1)  # L1 for scores, cross-entropy else (binary for bool labels)
 
     def _error(self, x: Mapping[str, Tensor], x_hat: Mapping[str, Tensor], frames: Mapping[str, Tensor]) -> Tensor:
         """e_m = |X_m - its reconstruction|^2 of each sample, [B, M]."""
@@ -813,9 +813,9 @@ class DEAR(nn.Module):
                     )
 
     def _check_target(self, y: Tensor) -> None:
-        regression = self.config.regression
-        if y.is_floating_point() != regression or y.ndim != 1:
-            expected = "float scores [B]" if regression else "int64 classes [B]"
+        regression, labels = self.config.regression, y.dtype == torch.bool
+        if y.is_floating_point() != regression or y.ndim != 1 + labels:
+            expected = "float scores [B]" if regression else "int64 classes [B] or bool labels [B, K]"
             raise ValueError(f"target: expected {expected}, got {y.dtype} {tuple(y.shape)}")
 
 

@@ -52,6 +52,7 @@ class DREAMConfig:
     feature_shapes: Mapping[str, tuple[int, ...]]  # one sample of each modality: (T, D), (C, H, W) or (C, X, Y, Z)
     outputs: int  # K: classes, 1 for regression, 2 L for L labels
     regression: bool = False
+    multilabel: bool = False  # bool targets [B, K], a logit a label: both scores are means over labels
     labels: int = 0  # L: yes-or-no labels a sample, each with two logits (IEMOCAP: 4 emotions); 0: classes or a score
 
     width: int = 200  # d
@@ -111,6 +112,8 @@ class DREAMConfig:
             )
         if self.regression and (self.outputs != 1 or self.labels):
             raise ValueError(f"outputs: expected 1 and no labels for regression, got {self.outputs} and {self.labels}")
+        if self.multilabel and (self.regression or self.labels):
+            raise ValueError("multilabel: expected neither regression nor labels with two logits each beside it")
         if self.labels and self.outputs != 2 * self.labels:
             raise ValueError(
                 f"outputs: expected {2 * self.labels}, two for each of {self.labels} labels, got {self.outputs}"
@@ -319,7 +322,8 @@ class DREAM(nn.Module):
         if config.permutations is not None:
             generator = torch.Generator().manual_seed(config.permutation_seed)
             self.register_buffer("orders", torch.rand(config.permutations, M, generator=generator).argsort(-1))
-        self.register_buffer("majority", torch.full((max(config.labels, 1),), -100))  # -100: not known yet
+        answers = config.outputs if config.multilabel else max(config.labels, 1)  # that a prediction is made of
+        self.register_buffer("majority", torch.full((answers,), -100))  # -100: not known yet
         # The table is of one training split, so it is no part of what is saved.
         self.register_buffer("table", torch.zeros(0, 2, M), persistent=False)
         self.register_buffer("table_ids", torch.zeros(0, dtype=torch.int64), persistent=False)
@@ -334,7 +338,10 @@ class DREAM(nn.Module):
         config: Any = None,
         **options: Any,
     ) -> DREAM:
-        """The model that fits a data set's shapes and targets: integer targets [n, L] are L yes-or-no labels.
+        """The model that fits a data set's shapes and targets.
+
+        Bool targets [n, K] are labels with a logit each. Integer targets [n, L] are L yes-or-no labels with two logits
+        each, as on IEMOCAP, whose scores follow ``iemocap_agg``.
 
         evaluator : a trained one in eval mode; or, with ``config``, one that is trained here first, as `pretrain` says
         data : the training split as `fit` will see it: with a plan that is drawn once, the masked one
@@ -350,6 +357,7 @@ class DREAM(nn.Module):
             "outputs": outputs,
             "labels": labels,
             "regression": data.info.get("task") == "regression",
+            "multilabel": data.target is not None and data.target.dtype == torch.bool,
             "positions": max(longest, DREAMConfig.positions),
         }
         model = cls(evaluator, **{**fitting, **options})
@@ -427,6 +435,8 @@ class DREAM(nn.Module):
             )
         if config.labels:
             said = logits.argmax(2).movedim(0, -1)  # [B, L, S]
+        elif config.multilabel:
+            said = discrete_predictions(logits, False, multilabel=True).movedim(0, -1)  # [B, K, S]
         else:
             said = discrete_predictions(logits, config.regression, config.discretize).t()[:, None]
         if config.empty == "majority":
@@ -438,17 +448,17 @@ class DREAM(nn.Module):
         return self._combine(said)
 
     def _classes(self, y: Tensor) -> Tensor:
-        """Targets [B] or [B, L] as what `_discrete` compares them with, int64 [B, L or 1]."""
+        """Targets [B], [B, L] or [B, K] as what `_discrete` compares them with, int64 [B, L, K or 1]."""
         if self.config.regression:
             y = discrete_predictions(y[:, None], True, self.config.discretize)
-        return y if self.config.labels else y[:, None]
+        return y.long() if self.config.labels or self.config.multilabel else y[:, None]
 
     def _combine(self, classes: Tensor) -> Tensor:
-        """int64 [B, L or 1, S] -> [B, S]: one number for all labels; label by label it stays as it is."""
+        """int64 [B, L, K or 1, S] -> [B, S]: one number for all labels; label by label it stays as it is."""
+        if self.config.multilabel or (self.config.labels and self.config.iemocap_agg == "mean_per_emotion"):
+            return classes
         if not self.config.labels:
             return classes[:, 0]
-        if self.config.iemocap_agg == "mean_per_emotion":
-            return classes
         return (classes << torch.arange(classes.shape[1], device=classes.device)[:, None]).sum(1)
 
     def observe(self, data: MultimodalDataset | MultimodalBatch) -> None:
@@ -593,10 +603,15 @@ class DREAM(nn.Module):
         config = self.config
         if y is None:
             raise ValueError("target: expected one, from which PAS and the losses are computed, got none")
+        if config.multilabel:
+            if y.dtype != torch.bool or y.ndim != 2 or y.shape[1] != config.outputs:
+                raise ValueError(f"target: expected bool labels [B, {config.outputs}], got {y.dtype} {tuple(y.shape)}")
+            return
         kind = (
             "float scores [B]" if config.regression else f"int64 {'labels [B, L]' if config.labels else 'classes [B]'}"
         )
-        if y.is_floating_point() != config.regression or y.ndim != 1 + bool(config.labels):
+        wrong = y.is_floating_point() != config.regression or y.dtype == torch.bool
+        if wrong or y.ndim != 1 + bool(config.labels):
             raise ValueError(f"target: expected {kind}, got {y.dtype} {tuple(y.shape)}")
         if config.labels and y.shape[1] != config.labels:
             raise ValueError(f"target: expected {config.labels} labels a sample, got {y.shape[1]}")

@@ -91,7 +91,8 @@ class MBTSample(JointTraining):
         """phi [n, M], the Shapley values of v(S) = |S| 1[right] over the subsets S of what each sample has.
 
         They sum to the number of the sample's modalities where the full prediction is right, else to 0; an absent
-        modality gets 0. Raises ValueError for dialogues and for a split without a target.
+        modality gets 0. With bool labels, the fraction of right ones stands for 1[right]. Raises ValueError for
+        dialogues and for a split without a target.
         """
         if data.present.ndim != 2:
             raise ValueError(

@@ -77,9 +77,10 @@ def _inverse_rate(present: Tensor) -> Tensor:
 def prediction_value(logits: Tensor, target: Tensor, kind: str | None = None, tolerance: float = 0.5) -> Tensor:
     """f_acc of MCE Eq. 4: what a prediction is worth, in [0, 1]; logits [B, K] or [B, K, ...] -> [B].
 
-    kind : "accuracy" (0/1; for a segmentation the share of right places), "tolerance" (scores: 1 where the error is at
-        most ``tolerance``), "dice" or "iou" (segmentation: mean over the classes 1, ..., K - 1, or of the one class
-        where K = 1; a class that neither has is 1). Default: tolerance for float targets, dice for [B, ...], accuracy
+    kind : "accuracy" (0/1; for a segmentation the share of right places, for a bool target [B, K] that of right
+        labels), "tolerance" (scores: 1 where the error is at most ``tolerance``), "dice" or "iou" (segmentation: mean
+        over the classes 1, ..., K - 1, or of the one class where K = 1; a class that neither has is 1). Default:
+        tolerance for float targets, accuracy for classes and labels, dice for a segmentation
 
     Raises ValueError for an unknown kind, or one that does not fit the target.
     """
@@ -93,6 +94,13 @@ def prediction_value(logits: Tensor, target: Tensor, kind: str | None = None, to
         return ((logits[..., 0] - target).abs() <= tolerance).to(logits.dtype)
     if kind not in ("accuracy", "dice", "iou"):
         raise ValueError(f"value: expected 'accuracy', 'tolerance', 'dice' or 'iou', got {kind!r}")
+    if target.dtype == torch.bool:
+        if kind != "accuracy" or logits.shape != target.shape or target.ndim != 2:
+            raise ValueError(
+                f"value: bool labels expect 'accuracy' and logits [B, K] like them, got {kind!r}, "
+                f"{tuple(logits.shape)} and {tuple(target.shape)}"
+            )
+        return ((logits > 0) == target).to(logits.dtype).mean(-1)
     if (logits.shape[:1] + logits.shape[2:]) != target.shape or (target.is_floating_point() and kind == "accuracy"):
         raise ValueError(
             f"value: {kind!r} expects classes {(*target.shape[:1], *logits.shape[2:])} for logits "
@@ -115,6 +123,8 @@ def prediction_value(logits: Tensor, target: Tensor, kind: str | None = None, to
 
 
 def _kind_for(target: Tensor) -> str:
+    if target.dtype == torch.bool:
+        return "accuracy"
     return "dice" if target.ndim > 1 else "tolerance" if target.is_floating_point() else "accuracy"
 
 
@@ -731,7 +741,7 @@ class MCE(nn.Module):
                 # The release zeroes logits and labels of missing samples: a constant loss, in a mean over all samples.
                 logits = self._head(name, first_pass[name])
                 logits = torch.where(_like(there, logits), logits, 0)
-                losses.append(sample_losses(logits, torch.where(_like(there, y), y, 0), lead=1).mean())
+                losses.append(sample_losses(logits, y.masked_fill(~_like(there, y), 0), lead=1).mean())
             else:
                 each = sample_losses(self._head(name, h[name]), y, lead=1)
                 losses.append((each * there).sum() / there.sum().clamp_min(1))

@@ -44,7 +44,8 @@ class OGMGE(nn.Module):
 
     The score of a modality is the sum, over the mini-batch, of the probability that the backbone gives to the right
     class when it sees this modality alone: the others' encodings are 0, in eval mode. For a linear layer on
-    concatenated encodings this is the release's slice of that layer, but for the bias, which we keep whole.
+    concatenated encodings this is the release's slice of that layer, but for the bias, which we keep whole. Of bool
+    labels it is the mean over labels of the probability given to the right answer, our reading.
 
     alpha : strength, at least 0; the release has 0.1 to 0.8 by data set
     noise : the generalisation enhancement (GE): Gaussian noise with the standard deviation of each encoder gradient
@@ -55,8 +56,8 @@ class OGMGE(nn.Module):
     encoders : as in `EncoderGradients`; default ``backbone.encoders``
 
     ``last`` holds score, ratio and coefficient [M] of the last training step. Raises ValueError for options out of
-    range and targets that are no classes. Outside of ``training.fit``, call ``rebalance`` between the backward pass and
-    the optimizer step.
+    range and targets that are neither classes nor labels. Outside of ``training.fit``, call
+    ``rebalance`` between the backward pass and the optimizer step.
     """
 
     last_values: Tensor
@@ -103,9 +104,10 @@ class OGMGE(nn.Module):
         if not self.training or batch.target is None:
             return Output(self.backbone(batch), {})
         y, real = batch.target, batch.extras.get("utterance")
-        if y.is_floating_point() or y.ndim != len(batch.shape):
+        if y.is_floating_point() or y.ndim != len(batch.shape) + (y.dtype == torch.bool):
             raise ValueError(
-                f"target: OGM-GE expects integer classes {batch.shape}, one a sample, got {y.dtype} {tuple(y.shape)}"
+                f"target: OGM-GE expects integer classes {batch.shape}, one a sample, or bool labels, got {y.dtype} "
+                f"{tuple(y.shape)}"
             )
         h = self.backbone.encode(batch)
         logits = self.backbone.decode(self.backbone.fuse(h, batch.present, batch))
@@ -116,7 +118,10 @@ class OGMGE(nn.Module):
         with scoring(self.backbone):
             alone: Tensor = self.alone  # type: ignore[assignment]
             said = coalition_logits(self.backbone, batch, alone, use_present=False, encodings=h)  # [M, *N, K]
-        right = said.float().softmax(-1).gather(-1, y.expand(said.shape[:-1])[..., None])[..., 0].flatten(1)
+        if y.dtype == torch.bool:
+            right = torch.where(y, said, -said).float().sigmoid().mean(-1).flatten(1)
+        else:
+            right = said.float().softmax(-1).gather(-1, y.expand(said.shape[:-1])[..., None])[..., 0].flatten(1)
         counted = torch.ones_like(right, dtype=torch.bool) if real is None else real.flatten().expand_as(right)
         if self.rows == "present":
             counted = counted & batch.present.flatten(0, -2).T

@@ -62,7 +62,7 @@ class PMR(nn.Module):
     the last training step. The prototypes are buffers: ``prototypes`` [M, K, d] and ``seen`` bool [M, K].
 
     Raises ValueError for options out of range, a backbone whose encodings have no common ``width``, and targets that
-    are no classes.
+    are no classes: a sample with several labels has no one prototype to be pulled to.
     """
 
     prototypes: Tensor
@@ -186,7 +186,10 @@ class PMR(nn.Module):
         target = batch.target
         if target is None or target.is_floating_point() or target.ndim != len(batch.shape):
             found = "none" if target is None else f"{target.dtype} {tuple(target.shape)}"
-            raise ValueError(f"target: PMR expects integer classes {batch.shape}, one a sample, got {found}")
+            raise ValueError(
+                f"target: PMR expects integer classes {batch.shape}, one a sample, got {found}; encodings are "
+                f"pulled to the prototype of the sample's one class"
+            )
 
     def on_start(self, state: State) -> None:
         self._check_classes(state.train.data)

@@ -35,6 +35,7 @@ __all__ = [
     "SHAPES",
     "Array",
     "Check",
+    "Device",
     "Either",
     "Flag",
     "Function",
@@ -46,8 +47,10 @@ __all__ = [
     "Several",
     "Text",
     "Whole",
+    "as_tensor",
     "check_known",
     "check_options",
+    "from_reading",
     "option",
     "shown",
 ]
@@ -169,13 +172,13 @@ class Array:
     """A tensor, by its kind of numbers and its axes: ``Array("bool", "[*N, M]")``. Its values are not looked at.
 
     kinds : "bool", "integer" or "float", or several with a blank between them
-    axes : their names; one with an asterisk stands for one axis or more
+    axes : their names; one with an asterisk stands for one axis or more, "..." for any number
     """
 
     def __init__(self, kinds: str, axes: str):
         self.kinds = kinds.split()
         names = axes.strip("[]").split(", ")
-        self.count, self.more = len(names), "*" in axes
+        self.count, self.more = len([name for name in names if name != "..."]), "*" in axes or "..." in names
         self.expected = f"a tensor of {' or '.join(f'{k}s' for k in self.kinds)} {axes}"
 
     def __call__(self, name: str, value: Any) -> Any:
@@ -190,6 +193,20 @@ def _number_kind(dtype: torch.dtype) -> str:
     if dtype.is_floating_point:
         return "float"
     return "bool" if dtype == torch.bool else "complex" if dtype.is_complex else "integer"
+
+
+class Device:
+    """A device that torch knows, by name or as one."""
+
+    expected = "a device, such as 'cpu'"
+
+    def __call__(self, name: str, value: Any) -> Any:
+        if not isinstance(value, (str, torch.device)):
+            raise TypeError(f"{name}: expected {self.expected}, got {shown(value)}")
+        try:
+            return torch.device(value)
+        except RuntimeError as error:
+            raise ValueError(f"{name}: expected {self.expected}, got {value!r}") from error
 
 
 @dataclass(frozen=True)
@@ -284,6 +301,16 @@ class Named:
 SHAPES = Named(Several(Whole(1), 1, 4))  # one sample of each modality: (T,), (T, D), (C, H, W), (C, X, Y, Z)
 
 
+def as_tensor(name: str, values: Any) -> Tensor:
+    """``values`` (an array, a list of numbers) as a tensor; TypeError or ValueError that names the argument."""
+    try:
+        return torch.as_tensor(values)
+    except (TypeError, RuntimeError) as error:
+        raise TypeError(f"{name}: expected numbers, got {shown(values)}") from error
+    except ValueError as error:
+        raise ValueError(f"{name}: expected an array of numbers, got {shown(values)} ({error})") from error
+
+
 def check_known(name: str, given: Iterable[Any], known: Iterable[str], what: str = "modalities") -> None:
     """Raise ValueError unless all of the given names are known."""
     names = list(known)
@@ -308,3 +335,12 @@ def check_options(config: Any) -> None:
     for field in dataclasses.fields(config):
         if (check := field.metadata.get("check")) is not None:
             check(field.name, getattr(config, field.name))
+
+
+def from_reading(
+    kind: type[Any], readings: Mapping[str, Mapping[str, Any]], reading: str, options: Mapping[str, Any]
+) -> Any:
+    """The configuration of a reading (a set of options by name), with ``options`` over it."""
+    OneOf(*readings)("reading", reading)
+    check_known("options", options, [field.name for field in dataclasses.fields(kind)], "options")
+    return kind(**{**readings[reading], **options})

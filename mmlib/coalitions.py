@@ -91,7 +91,7 @@ _cached_matrix = lru_cache(maxsize=MAX_EXACT)(_build_matrix)
 _cached_pairs = lru_cache(maxsize=MAX_EXACT)(_build_pairs)
 
 
-def _players(table: Tensor, name: str) -> int:
+def players_of(table: Tensor, name: str) -> int:
     """M, from a table [..., 2**M]."""
     count = table.shape[-1] if table.ndim else 0
     M = count.bit_length() - 1
@@ -120,7 +120,7 @@ def shapley_values(v: Tensor) -> Tensor:
 
     Raises ValueError for a last axis that is no power of two, for M > 16, and for NaN or infinite values.
     """
-    M = _players(v, "v")
+    M = players_of(v, "v")
     _check_finite(v, "v")
     if not v.is_floating_point():
         v = v.to(torch.get_default_dtype())
@@ -140,7 +140,7 @@ def prediction_shift_score(predictions: Tensor) -> Tensor:
         raise TypeError(
             f"predictions: expected integer classes, got {predictions.dtype}; use discrete_predictions for scores"
         )
-    M = _players(predictions, "predictions")
+    M = players_of(predictions, "predictions")
     without, joined, weights = _build_pairs(M) if torch.compiler.is_compiling() else _cached_pairs(M)
     device, dtype = predictions.device, torch.get_default_dtype()
     shift = predictions[..., joined.to(device)] != predictions[..., without.to(device)]
@@ -155,7 +155,7 @@ def prediction_accuracy_score(predictions: Tensor, target: Tensor) -> Tensor:
 
     ``target`` broadcasts against ``predictions[..., 0]``; ValueError if it does not.
     """
-    M = _players(predictions, "predictions")
+    M = players_of(predictions, "predictions")
     try:
         target = torch.broadcast_to(target, predictions.shape[:-1])
     except RuntimeError:
@@ -302,7 +302,7 @@ def accuracy_values(
     if empty is not None:
         S, lead = logits.shape[0], len(N)
         if masks is None:
-            M = _players(logits.movedim(0, -1), "logits")
+            M = players_of(logits.movedim(0, -1), "logits")
             masks = coalition_masks(M, logits.device)
         elif masks.dtype != torch.bool or masks.shape[0] != S or masks.ndim not in (2, 3):
             raise ValueError(f"masks: expected bool [{S}, M] or [{S}, B, M], got {masks.dtype} {tuple(masks.shape)}")

@@ -24,8 +24,8 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,7 +33,27 @@ from typing import Any, TypeVar
 import torch
 from torch import Generator, Tensor
 
-from .batch import MultimodalBatch, MultimodalDataset, frame_axis
+from .batch import BATCH, DATASET, MultimodalBatch, MultimodalDataset, frame_axis
+from .checks import (
+    PATH,
+    Array,
+    Device,
+    Either,
+    Flag,
+    Is,
+    Maybe,
+    Named,
+    Number,
+    OneOf,
+    Several,
+    Text,
+    Whole,
+    as_tensor,
+    check_known,
+    check_options,
+    option,
+    shown,
+)
 from .files import atomic_write
 
 __all__ = [
@@ -102,9 +122,8 @@ class _Source:
 
 def _positional(n: int, generator: Generator | None) -> _Source:
     """The source of the positional functions: ids 0 to n - 1 and one seed taken from ``generator``."""
-    n = _as_int(n, "n")
-    if n < 1:
-        raise ValueError(f"n: expected a positive number of samples, got {n}")
+    Whole(1)("n", n)
+    Maybe(SOME)("generator", generator)
     device = None if generator is None else generator.device
     seed = int(torch.randint(1 << 62, (1,), generator=generator, device=device))
     return _Source(torch.arange(n), seed)
@@ -142,28 +161,19 @@ def _survives(keys: Tensor, frames: int, rate: Tensor) -> Tensor:
 # --- Checking what comes in -----------------------------------------------------------------------------------------
 
 
+A_RATE = Number(0, 1)  # of what is missing
+SOME = Is("a torch.Generator", Generator)
+NAMES = Either(Text, Several(Text))
+
+
 def _as_rate(value: Any, name: str) -> float:
-    """``value`` as a float in [0, 1]; ValueError or TypeError with the argument's name otherwise."""
-    if isinstance(value, Tensor) and value.ndim == 0:
-        value = value.item()
-    if isinstance(value, (bool, str)) or not hasattr(value, "__float__"):
-        raise TypeError(f"{name}: expected a missing rate in [0, 1], got {value!r}")
-    rate = float(value)
-    if not 0.0 <= rate <= 1.0:  # false for NaN, too
-        raise ValueError(f"{name}: expected a missing rate in [0, 1], got {rate!r}")
-    return rate
-
-
-def _as_int(value: Any, name: str) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name}: expected an integer, got {value!r}")
-    return int(value.__index__())
+    return float(A_RATE(name, value.item() if isinstance(value, Tensor) and value.ndim == 0 else value))
 
 
 def _as_rates(rates: Any, name: str = "rates") -> list[float]:
     values = rates.tolist() if hasattr(rates, "tolist") else rates
     if isinstance(values, (str, Mapping)) or not isinstance(values, Sequence):
-        raise TypeError(f"{name}: expected one missing rate per modality, got {rates!r}")
+        raise TypeError(f"{name}: expected one missing rate per modality, got {shown(rates)}")
     if not values:
         raise ValueError(f"{name}: expected one missing rate per modality, got none")
     return [_as_rate(r, f"{name}[{i}]") for i, r in enumerate(values)]
@@ -177,7 +187,7 @@ def _some_left(rates: Sequence[float], name: str = "rates") -> None:
 
 
 def _as_lengths(lengths: Any, columns: int | None) -> Tensor:
-    counts = torch.as_tensor(lengths)
+    counts = as_tensor("lengths", lengths)
     rank = 1 if columns is None else 2
     if counts.ndim != rank or counts.is_floating_point() or counts.dtype == torch.bool or counts.numel() == 0:
         wanted = "[n]" if columns is None else "[n, M]"
@@ -187,9 +197,7 @@ def _as_lengths(lengths: Any, columns: int | None) -> Tensor:
 
 def _within(lengths: Tensor, max_len: int, name: str = "max_len") -> Tensor:
     """bool [n, max_len]: frames before each sample's length."""
-    max_len = _as_int(max_len, name)
-    if max_len < 1:
-        raise ValueError(f"{name}: expected a positive number of frames, got {max_len}")
+    Whole(1)(name, max_len)
     low, high = int(lengths.min()), int(lengths.max())
     if low < 0 or high > max_len:
         raise ValueError(f"lengths: expected values from 0 to {name} = {max_len}, got from {low} to {high}")
@@ -439,8 +447,12 @@ def frame_mask(
     Raises ValueError for wrong shapes, lengths outside [0, max_len] and rates outside [0, 1] or NaN.
     """
     counts = _as_lengths(lengths, None)
+    Flag()("keep_ends", keep_ends)
+    Flag()("keep_one", keep_one)
     base = _within(counts.cpu(), max_len)
-    per_sample = torch.as_tensor(rate, dtype=torch.float64).cpu()
+    if (per_sample := as_tensor("rate", rate)).dtype == torch.bool:
+        raise TypeError(f"rate: expected missing rates in [0, 1], got {shown(rate)}")
+    per_sample = per_sample.to(torch.float64).cpu()
     if per_sample.ndim > 1 or (per_sample.ndim == 1 and per_sample.shape != counts.shape):
         raise ValueError(f"rate: expected a float or {len(counts)} of them, got shape {tuple(per_sample.shape)}")
     if not bool(((per_sample >= 0) & (per_sample <= 1)).all()):
@@ -496,8 +508,9 @@ def heterogeneous_mask(
     Raises ValueError for fewer than two modalities, other shapes, and eta outside [0, 1].
     """
     counts = _as_lengths(lengths, 2)
+    Either(Whole(1), Several(Whole(1)))("max_len", max_len)
     asked = _as_rate(eta, "eta")
-    limits = list(max_len) if isinstance(max_len, Sequence) else [max_len] * counts.shape[1]
+    limits: list[int] = list(max_len) if isinstance(max_len, Sequence) else [max_len] * counts.shape[1]
     if len(limits) != counts.shape[1]:
         raise ValueError(f"max_len: expected {counts.shape[1]} numbers of frames, got {len(limits)}")
     local = counts.cpu()
@@ -542,11 +555,6 @@ KINDS = tuple(_OPTIONS)
 
 _NEEDS_RATES = {"imbalanced", "bernoulli", "exact_count", "frames", "heterogeneous", "mar", "mnar", "burst"}
 _WHOLE = {"imbalanced", "bernoulli", "exact_count"}
-_CHOICES = {
-    "assign": ("shuffled", "blocked"),
-    "all_missing": ("repair", "keep"),
-    "statistic": ("mean", "norm", "length"),
-}
 
 
 @dataclass(frozen=True)
@@ -595,45 +603,38 @@ class MissingPlan:
     are unknown, out of range, or not used by the kind.
     """
 
-    kind: str
+    kind: str = option(MISSING, OneOf(*KINDS))
     rates: Any = None
-    seed: int = 0
-    resample: bool = False
-    present: tuple[str, ...] = ()
-    counts: Mapping[str, int] = field(default_factory=dict)
-    assign: str = "shuffled"
-    all_missing: str = "repair"
-    on: str | None = None
-    slope: float = 2.0
-    statistic: str = "mean"
-    shared: bool | str = False
-    blocks: int = 1
-    keep_ends: tuple[str, ...] | None = None
-    keep_one: bool = False
-    allow_empty: bool = False
+    seed: int = option(0, Whole())
+    resample: bool = option(False, Flag())
+    present: tuple[str, ...] = option((), NAMES)
+    counts: Mapping[str, int] = option({}, Named(Whole(0), 0))
+    assign: str = option("shuffled", OneOf("shuffled", "blocked"))
+    all_missing: str = option("repair", OneOf("repair", "keep"))
+    on: str | None = option(None, Maybe(Text))
+    slope: float = option(2.0, Number())
+    statistic: str = option("mean", OneOf("mean", "norm", "length"))
+    shared: bool | str = option(False, Either(Flag(), OneOf("equal")))
+    blocks: int = option(1, Whole(1))
+    keep_ends: tuple[str, ...] | None = option(None, Maybe(NAMES))
+    keep_one: bool = option(False, Flag())
+    allow_empty: bool = option(False, Flag())
     then: MissingPlan | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in _OPTIONS:
-            raise ValueError(f"kind: expected one of {list(KINDS)}, got {self.kind!r}")
-        object.__setattr__(self, "seed", _as_int(self.seed, "seed"))
+        check_options(self)
+        Maybe(Is("a MissingPlan", MissingPlan))("then", self.then)
+        object.__setattr__(self, "seed", int(self.seed))
         for name in ("present", "keep_ends"):
             value = getattr(self, name)
-            if isinstance(value, str):
-                object.__setattr__(self, name, (value,))
-            elif value is not None:
-                object.__setattr__(self, name, tuple(value))
+            if value is not None:
+                object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
         object.__setattr__(self, "counts", dict(self.counts))
         object.__setattr__(self, "rates", _plain(self.rates))
         every = {"kind", "seed", "resample", "allow_empty", "then"}
         for name, value in self._changed().items():
             if name not in every and name not in _OPTIONS[self.kind]:
                 raise ValueError(f"{name}: a plan of kind {self.kind!r} does not use it, got {value!r}")
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name}: expected one of {list(choices)}, got {getattr(self, name)!r}")
-        if self.shared not in (False, True, "equal"):
-            raise ValueError(f"shared: expected False, True or 'equal', got {self.shared!r}")
         if self.kind in _NEEDS_RATES and self.rates is None:
             raise ValueError(f"rates: a plan of kind {self.kind!r} needs missing rates, got none")
         _check_rates(self)
@@ -641,17 +642,8 @@ class MissingPlan:
             raise ValueError("present: expected the names of the modalities that stay, got none")
         if self.kind == "per_class" and not self.counts:
             raise ValueError("counts: expected {modality: samples per class that have it}, got none")
-        for name, count in self.counts.items():
-            if _as_int(count, f"counts[{name!r}]") < 0:
-                raise ValueError(f"counts[{name!r}]: expected a number of samples per class, got {count}")
         if self.kind == "mar" and self.on is None:
             raise ValueError('on: a plan of kind "mar" needs the modality that decides, or "class"')
-        if not math.isfinite(self.slope):
-            raise ValueError(f"slope: expected a finite number, got {self.slope!r}")
-        if _as_int(self.blocks, "blocks") < 1:
-            raise ValueError(f"blocks: expected a positive number of blocks, got {self.blocks}")
-        if self.then is not None and not isinstance(self.then, MissingPlan):
-            raise TypeError(f"then: expected a MissingPlan, got {type(self.then).__name__}")
 
     def __hash__(self) -> int:
         return hash(json.dumps(self.to_dict(), sort_keys=True))
@@ -678,10 +670,8 @@ class MissingPlan:
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> MissingPlan:
         """The plan of `to_dict`; ValueError for settings that do not exist."""
-        known = {f.name for f in fields(cls)}
-        if unknown := sorted(set(settings) - known):
-            raise ValueError(f"settings: unknown {unknown}; a MissingPlan has {sorted(known)}")
-        values = dict(settings)
+        values = dict(Named(Is("a setting", object), 0)("settings", settings))
+        check_known("settings", values, [f.name for f in fields(cls)], "settings")
         if isinstance(values.get("then"), Mapping):
             values["then"] = cls.from_dict(values["then"])
         return cls(**values)
@@ -701,8 +691,10 @@ class MissingPlan:
         Raises ValueError for modalities that the data set does not have, ids that repeat, targets that the kind needs
         and the data set lacks, and protocols that would leave a sample with nothing.
         """
+        Either(DATASET, BATCH)("dataset", dataset)
+        Maybe(Whole(0))("epoch", epoch)
         data = dataset.data if isinstance(dataset, MultimodalDataset) else dataset
-        where = torch.device("cpu" if device is None else device)
+        where = Device()("device", "cpu" if device is None else device)
         plan: MissingPlan | None = self
         there = True
         while plan is not None:
@@ -769,18 +761,13 @@ def _rates_of(plan: MissingPlan, names: Sequence[str]) -> list[Any]:
     """One rate (a number, a pair or a name) per modality of the data set."""
     rates = plan.rates
     if isinstance(rates, Mapping):
-        _known(rates, names, "rates")
+        check_known("rates", rates, names)
         return [rates.get(name, 0.0) for name in names]
     if isinstance(rates, list):
         if len(rates) != len(names):
             raise ValueError(f"rates: expected {len(names)} of them, for {list(names)}, got {len(rates)}: {rates}")
         return rates
     return [rates] * len(names)
-
-
-def _known(given: Iterable[str], names: Sequence[str], what: str) -> None:
-    if unknown := sorted(set(given) - set(names)):
-        raise ValueError(f"{what}: unknown modalities {unknown}; the data set has {list(names)}")
 
 
 LNLN_RATES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -809,13 +796,18 @@ def lnln_protocol(
 
     A sample that would lose everything keeps one frame, so a rate of 1 needs text whose ends stay.
     """
+    Maybe(Several(Text))("keep_ends", keep_ends)
     ends = None if keep_ends is None else tuple(keep_ends)
+    Whole()("seed", seed)
+    Whole()("test_seed", test_seed)
+    Flag()("static_masks", static_masks)
     shared: bool | str = "equal" if static_masks else False
     train = MissingPlan(
         "lnln", seed=test_seed if static_masks else seed, resample=not static_masks, keep_ends=ends, shared=shared
     )
     tests = {
-        f"r={float(r)!r}": MissingPlan("lnln", float(r), seed=test_seed, keep_ends=ends, shared=shared) for r in rates
+        f"r={float(r)!r}": MissingPlan("lnln", float(r), seed=test_seed, keep_ends=ends, shared=shared)
+        for r in _as_rates(rates)
     }
     return train, tests
 
@@ -895,9 +887,9 @@ class _State:
 
 def _apply_plan(plan: MissingPlan, state: _State, source: _Source) -> None:
     """Take away what ``plan`` drops, in place."""
-    _known(plan.present, state.names, "present")
-    _known(plan.counts, state.names, "counts")
-    _known(plan.keep_ends or (), state.names, "keep_ends")
+    check_known("present", plan.present, state.names)
+    check_known("counts", plan.counts, state.names)
+    check_known("keep_ends", plan.keep_ends or (), state.names)
     before = state.present
     if plan.kind in ("frames", "burst", "lnln", "heterogeneous"):
         _apply_frames(plan, state, source)
@@ -971,7 +963,7 @@ def _dependent(plan: MissingPlan, state: _State, source: _Source, rates: list[An
     by_class = plan.kind == "mar" and plan.on == "class"
     decider = plan.on if plan.kind == "mar" and not by_class else None
     if decider is not None:
-        _known((decider,), state.names, "on")
+        check_known("on", (decider,), state.names)
         if rates[state.names.index(decider)] and not isinstance(plan.rates, Mapping):
             rates = [0.0 if name == decider else r for name, r in zip(state.names, rates, strict=True)]
         elif rates[state.names.index(decider)]:
@@ -1142,8 +1134,13 @@ class MissingMask:
         frames: Mapping[str, int] | None = None,
         restored: int = 0,
     ):
-        self.modalities = tuple(modalities)
-        if present.dtype != torch.bool or present.ndim < 2 or present.shape[-1] != len(self.modalities):
+        self.modalities = tuple(Several(Text, 1)("modalities", modalities))
+        Maybe(Is("a MissingPlan", MissingPlan))("plan", plan)
+        Maybe(Whole(0))("epoch", epoch)
+        Maybe(Named(Array("bool", "[*N, T]"), 0))("observed", observed)
+        Maybe(Array("bool", "[*N, M]"))("available", available)
+        Maybe(Named(Whole(0), 0))("frames", frames)
+        if Array("bool", "[*N, M]")("present", present).shape[-1] != len(self.modalities):
             raise ValueError(
                 f"present: expected bool [*N, {len(self.modalities)}] for {list(self.modalities)}, got {present.dtype} "
                 f"{tuple(present.shape)}"
@@ -1152,23 +1149,26 @@ class MissingMask:
             raise ValueError("present: expected at least one sample, got an empty mask")
         self.present = present
         self.observed = dict(observed or {})
-        _known(self.observed, self.modalities, "observed")
+        check_known("observed", self.observed, self.modalities)
         for name, keep in self.observed.items():
-            if keep.dtype != torch.bool or keep.shape[:-1] != present.shape[:-1]:
+            if keep.shape[:-1] != present.shape[:-1]:
                 raise ValueError(
                     f"observed[{name!r}]: expected bool {[*present.shape[:-1], 'T']}, got {keep.dtype} "
                     f"{tuple(keep.shape)}"
                 )
-        if ids.dtype != torch.int64 or tuple(ids.shape) not in (tuple(present.shape[:-1]), (len(present),)):
+        if Array("integer", "[*n]")("ids", ids).dtype != torch.int64 or tuple(ids.shape) not in (
+            tuple(present.shape[:-1]),
+            (len(present),),
+        ):
             raise ValueError(
                 f"ids: expected int64 [{len(present)}], one a sample, got {ids.dtype} of shape {tuple(ids.shape)}"
             )
         self.ids = ids
         if len(self._keys.unique()) != len(present):
             raise ValueError("ids: expected every id once, got samples that share one")
-        self.plan, self.epoch, self.restored = plan, epoch, int(restored)
+        self.plan, self.epoch, self.restored = plan, epoch, Whole(0)("restored", restored)
         self.available = torch.ones_like(present) if available is None else available
-        if self.available.dtype != torch.bool or self.available.shape != present.shape:
+        if self.available.shape != present.shape:
             raise ValueError(f"available: expected bool {tuple(present.shape)}, got {tuple(self.available.shape)}")
         self.frames = {name: int(keep.numel()) for name, keep in self.observed.items()}
         self.frames.update(frames or {})
@@ -1178,7 +1178,7 @@ class MissingMask:
 
     def to(self, device: torch.device | str) -> MissingMask:
         """The mask with its tensors on another device; itself where they are there already."""
-        if self.present.device == torch.device(device):
+        if self.present.device == Device()("device", device):
             return self
         return MissingMask(
             self.present.to(device),
@@ -1219,7 +1219,7 @@ class MissingMask:
 
     def rows(self, ids: Tensor) -> Tensor:
         """int64 [n]: the mask's rows of the samples ``ids``; ValueError naming the ids that it does not know."""
-        ids = ids.to(self.ids.device)
+        ids = Array("integer", "[*n]")("ids", ids).to(self.ids.device)
         wanted = ids if ids.ndim == 1 else ids.flatten(1)[:, 0].contiguous()
         known, order = self._keys.sort()
         place = torch.searchsorted(known, wanted).clamp_max(len(known) - 1)
@@ -1238,6 +1238,8 @@ class MissingMask:
         keep_complete : store what was there before as ``complete``, for methods that may train on it
         Raises ValueError for unknown ids, unknown modalities and sequences of another length.
         """
+        Either(DATASET, BATCH)("dataset", dataset)
+        Flag()("keep_complete", keep_complete)
         data: MultimodalBatch = dataset.data if isinstance(dataset, MultimodalDataset) else dataset
         if data.ids is None:
             raise ValueError("dataset: expected samples with ids, got a batch without")
@@ -1289,6 +1291,7 @@ class MissingMask:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the mask to one file, whole or not at all."""
+        PATH("path", path)
         content = {
             "format": _FORMAT,
             "modalities": list(self.modalities),
@@ -1313,7 +1316,7 @@ class MissingMask:
         Raises FileNotFoundError, and ValueError for a file that is truncated, altered or not a mask. Nothing in the
         file is executed.
         """
-        if not Path(path).is_file():
+        if not Path(PATH("path", path)).is_file():
             raise FileNotFoundError(f"path: no mask file at {os.fspath(path)!r}")
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)

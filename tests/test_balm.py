@@ -242,11 +242,11 @@ def test_one_gate_for_a_dialogue_and_none_from_another() -> None:
 
 
 def test_what_calibration_refuses() -> None:
-    with pytest.raises(ValueError, match="feature_shapes: expected at least one modality"):
+    with pytest.raises(ValueError, match="feature_shapes: expected a dict by names"):
         FeatureCalibration({})
     with pytest.raises(ValueError, match=r"token ids in \['words'\]"):
         FeatureCalibration({"words": (9,)})
-    with pytest.raises(ValueError, match="width: expected at least 1, got 0"):
+    with pytest.raises(ValueError, match="width: expected an integer of at least 1, got 0"):
         FeatureCalibration({"a": (1, 3)}, width=0)
     assert FeatureCalibration({"a": (1, 1), "b": (1, 1)}).joint.out_features == 1
     assert FeatureCalibration({"a": (1, 1), "b": (1, 1)}, width=7).joint.out_features == 7
@@ -293,7 +293,7 @@ def test_coefficients_of_gains_are_bounded_ordered_and_equivariant(delta, rho, r
 
 def test_what_coefficients_refuse() -> None:
     for rho in (0.0, -1.0, math.inf, math.nan):
-        with pytest.raises(ValueError, match="rho: expected a positive number"):
+        with pytest.raises(ValueError, match="rho: expected a number above 0"):
             modulation_coefficients(torch.ones(3), rho)
     for shape in ((1,), (), (2, 2)):
         with pytest.raises(ValueError, match="discrepancy: expected"):
@@ -752,7 +752,7 @@ def test_what_encoders_may_not_be() -> None:
         net, encoders, given.pop("output", net.out), given.pop("widths", 5), **given
     )
     both = {"audio": net.ears, "image": net.eyes}
-    with pytest.raises(ValueError, match=r"encoders: expected at least two modalities, got \['audio'\]"):
+    with pytest.raises(ValueError, match=r"encoders: expected a dict by names with at least 2"):
         make({"audio": net.ears})
     with pytest.raises(ValueError, match=r"encoders\['image'\]: expected a part of Foreign, it is not"):
         make({"audio": net.ears, "image": Foreign().eyes})
@@ -796,21 +796,21 @@ def test_what_encoders_may_not_be() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rho": 0.0}, "rho: expected a positive number, got 0.0"),
-        ({"rho": math.nan}, "rho: expected a positive number"),
+        ({"rho": 0.0}, "rho: expected a number above 0, got 0.0"),
+        ({"rho": math.nan}, "rho: expected a number above 0"),
         ({"tau": -0.1}, "tau: expected a number of at least 0"),
         ({"tau": math.inf}, "tau: expected"),
-        ({"calibration_width": 0}, "calibration_width: expected None or at least 1"),
+        ({"calibration_width": 0}, "calibration_width: expected None or an integer of at least 1"),
         ({"loss": "huber"}, "loss: expected 'task' or 'mse'"),
-        ({"discrepancy": "js"}, "discrepancy: expected 'kl', 'mse' or 'accuracy'"),
+        ({"discrepancy": "js"}, "discrepancy: expected one of kl, mse, accuracy"),
         ({"rows": "some"}, "rows: expected 'all' or 'present'"),
-        ({"smoothing": 1.0}, r"smoothing: expected a weight in \[0, 1\)"),
+        ({"smoothing": 1.0}, r"smoothing: expected a number in \[0, 1\)"),
         ({"interval": "batch"}, "interval: expected 'step' or 'epoch'"),
         ({"cos_on": "bias"}, "cos_on: expected 'weight' or 'grad'"),
         ({"lmod": "square"}, "lmod: expected 'abs' or 'cggm'"),
         ({"mu_clip": (1.0, 0.0)}, r"mu_clip: expected None or a pair \(low, high\)"),
-        ({"mu_clip": [0.0]}, "mu_clip: expected None or a pair"),
-        ({"mu_constant": -1.0}, "mu_constant: expected None or numbers of at least 0"),
+        ({"mu_clip": [0.0]}, "mu_clip: expected None or "),
+        ({"mu_constant": -1.0}, "mu_constant: expected None or a number of at least 0"),
         ({"active_epochs": (5, 2)}, "active_epochs: expected None or a pair"),
     ],
 )
@@ -1052,9 +1052,9 @@ def test_a_backbone_that_has_neither_encoders_nor_columns_is_refused() -> None:
 def test_what_balm_refuses() -> None:
     data = toy()
     net = backbone(data)
-    with pytest.raises(ValueError, match="variant: expected one of .*'BALM-D'.* got 'BALM-X'"):
+    with pytest.raises(ValueError, match="variant: expected one of .*BALM-D.* got 'BALM-X'"):
         BALM(net, variant="BALM-X")
-    with pytest.raises(ValueError, match=r"reading: expected one of \['paper', 'released'\], got 'code'"):
+    with pytest.raises(ValueError, match="reading: expected 'paper' or 'released', got 'code'"):
         BALM(net, reading="code")
     with pytest.raises(ValueError, match=r"options: unknown \['rhoo'\]; known are"):
         BALM(net, rhoo=1.0)

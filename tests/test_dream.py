@@ -717,7 +717,7 @@ def test_unknown_options_and_readings():
     batch = _batch()
     with pytest.raises(ValueError, match="unknown.*lambda_distil'"):
         _dream(batch, lambda_distil=1)
-    with pytest.raises(ValueError, match=r"reading.*\['paper', 'text'\]"):
+    with pytest.raises(ValueError, match=r"reading: expected 'paper' or 'text'"):
         _dream(batch, reading="released")
     assert READINGS["paper"] == {}
 

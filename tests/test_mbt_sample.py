@@ -409,7 +409,7 @@ def test_the_runner_knows_it() -> None:
 def test_what_does_not_fit_is_named() -> None:
     for options, message in (
         ({"warmup": -1}, "warmup: expected an integer of at least 0, got -1"),
-        ({"weak": "best"}, "weak: expected 'auto', 'each' or 'lowest', got 'best'"),
+        ({"weak": "best"}, "weak: expected one of auto, each, lowest, got 'best'"),
         ({"tolerance": math.nan}, "tolerance: expected a number of at least 0"),
         ({"rows": 0}, "rows: expected an integer of at least 1"),
     ):

@@ -505,7 +505,7 @@ def test_shared_frames_of_equally_long_modalities():
     assert torch.equal(seen["audio"], seen["vision"])
     assert not torch.equal(seen["language"], seen["audio"][:, :12])
     assert MissingPlan.from_dict(MissingPlan("lnln", shared="equal").to_dict()).shared == "equal"
-    with pytest.raises(ValueError, match="shared: expected False, True or 'equal'"):
+    with pytest.raises(ValueError, match="shared: expected True or False or 'equal'"):
         MissingPlan("lnln", shared="some")
 
 
@@ -721,12 +721,16 @@ def test_dialogues_are_masked_per_utterance():
         ({"kind": "bernoulli", "rates": [0.1, float("nan")]}, ValueError, r"rates\[1\]: .*nan"),
         ({"kind": "bernoulli", "rates": {"audio": -0.1}}, ValueError, r"rates\['audio'\]: .*-0.1"),
         ({"kind": "bernoulli", "rates": [1, 1.0]}, ValueError, "below 1"),
-        ({"kind": "bernoulli", "rates": {"audio": (0.1, 0.2)}}, TypeError, "missing rate"),
-        ({"kind": "bernoulli", "rates": True}, TypeError, "missing rate"),
+        ({"kind": "bernoulli", "rates": {"audio": (0.1, 0.2)}}, TypeError, r"rates\['audio'\]: expected a number in"),
+        ({"kind": "bernoulli", "rates": True}, TypeError, "rates: expected a number in"),
         ({"kind": "frames", "rates": {"audio": (0.9, 0.2)}}, ValueError, "pair"),
         ({"kind": "bernoulli", "rates": 0.5, "seed": 1.5}, TypeError, "seed"),
         ({"kind": "bernoulli", "rates": 0.5, "counts": {"audio": 3}}, ValueError, "counts: .*does not use"),
-        ({"kind": "imbalanced", "rates": 0.5, "assign": "sorted"}, ValueError, "assign: expected one of"),
+        (
+            {"kind": "imbalanced", "rates": 0.5, "assign": "sorted"},
+            ValueError,
+            "assign: expected 'shuffled' or 'blocked'",
+        ),
         ({"kind": "fixed"}, ValueError, "present"),
         ({"kind": "per_class"}, ValueError, "counts"),
         ({"kind": "per_class", "counts": {"audio": -1}}, ValueError, "counts"),
@@ -735,7 +739,7 @@ def test_dialogues_are_masked_per_utterance():
         ({"kind": "mnar", "rates": 0.5, "slope": float("inf")}, ValueError, "slope"),
         ({"kind": "burst", "rates": 0.5, "blocks": 0}, ValueError, "blocks"),
         ({"kind": "none", "then": "frames"}, TypeError, "then"),
-        ({"kind": "none", "rate": 0.5}, ValueError, r"unknown \['rate'\]"),
+        ({"kind": "none", "rate": 0.5}, ValueError, r"unknown settings \['rate'\]"),
     ],
 )
 def test_bad_plans_are_refused(settings_, error, message):
@@ -834,7 +838,7 @@ def test_your_own_table():
         ({"available": table[:3]}, "available"),
     ):
         arguments = {"present": table, "observed": None, "ids": data.ids, "modalities": data.modalities, **bad}
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises((ValueError, TypeError), match=message):
             MissingMask(**arguments)
 
 

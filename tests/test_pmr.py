@@ -376,8 +376,8 @@ def test_what_does_not_fit_is_named() -> None:
     backbone = Plain(2, 3, 4)
     for options, message in (
         ({"alpha": -1}, "alpha: expected a number of at least 0, got -1"),
-        ({"momentum": 1.0}, r"momentum: expected a weight in \[0, 1\), got 1.0"),
-        ({"share": 0}, r"share: expected a share in \(0, 1\], got 0"),
+        ({"momentum": 1.0}, r"momentum: expected a number in \[0, 1\), got 1.0"),
+        ({"share": 0}, r"share: expected a number in \(0, 1\], got 0"),
         ({"coefficient": "two"}, "coefficient: expected 'one' or 'ratio', got 'two'"),
         ({"score": "max"}, "score: expected 'sum' or 'mean', got 'max'"),
         ({"regulariser": -0.1}, "regulariser: expected"),
@@ -386,10 +386,10 @@ def test_what_does_not_fit_is_named() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             PMR(backbone, 4, **options)
-    with pytest.raises(ValueError, match=r"classes: expected an integer of at least 2 \(no scores\), got 1"):
+    with pytest.raises(ValueError, match=r"classes: expected an integer of at least 2, got 1"):
         PMR(backbone, 1)
     del backbone.width
-    with pytest.raises(ValueError, match="backbone: expected one whose encodings have a common width, got 'Plain'"):
+    with pytest.raises(ValueError, match="backbone: expected one whose encodings have a common width, got Plain"):
         PMR(backbone, 4)
 
     method, batch = plain(np.zeros((2, 3, 2)), [0, 1, 0], 2)

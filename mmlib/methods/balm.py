@@ -21,8 +21,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..backbones.base import Backbone
-from ..batch import MultimodalBatch, MultimodalDataset, Output, frame_axis, per_frame
+from ..backbones.base import BACKBONE, Backbone
+from ..batch import BATCH, DATASET, MultimodalBatch, MultimodalDataset, Output, frame_axis, per_frame
+from ..checks import (
+    SHAPES,
+    Array,
+    Either,
+    Flag,
+    Function,
+    Is,
+    Maybe,
+    Named,
+    Number,
+    OneOf,
+    Several,
+    Whole,
+    check_options,
+    from_reading,
+    option,
+)
 from ..layers import as_frames, frame_shapes
 from ..losses import sample_losses
 
@@ -66,13 +83,9 @@ class FeatureCalibration(nn.Module):
 
     def __init__(self, feature_shapes: Mapping[str, tuple[int, ...]], width: int | None = None):
         super().__init__()
-        if not feature_shapes:
-            raise ValueError("feature_shapes: expected at least one modality")
-        self.widths = {name: D for name, (_, D) in frame_shapes(feature_shapes).items()}
+        self.widths = {name: D for name, (_, D) in frame_shapes(SHAPES("feature_shapes", feature_shapes)).items()}
         total = sum(self.widths.values())
-        width = max(total // 4, 1) if width is None else width
-        if width < 1:
-            raise ValueError(f"width: expected at least 1, got {width}")
+        width = max(total // 4, 1) if width is None else Whole(1)("width", width)
         self.joint = nn.Linear(total, width)  # W_g
         self.excite = nn.Linear(width, total)  # W_m of every modality, one below the other
 
@@ -82,7 +95,7 @@ class FeatureCalibration(nn.Module):
 
     def _seen(self, batch: MultimodalBatch) -> dict[str, Tensor]:
         """The features with zeros for what is not observed, and for utterances that are padding."""
-        if batch.modalities != tuple(self.widths):
+        if BATCH("batch", batch).modalities != tuple(self.widths):
             raise ValueError(f"batch: expected the modalities {list(self.widths)}, got {list(batch.modalities)}")
         lead = len(batch.shape)
         for name, x in batch.features.items():
@@ -137,7 +150,9 @@ class UnimodalHeads(nn.Module):
 
     def __init__(self, widths: Sequence[int], hidden: int, outputs: int):
         super().__init__()
-        self.widths = tuple(widths)
+        self.widths = tuple(Several(Whole(1), 1)("widths", widths))
+        Whole(1)("hidden", hidden)
+        Whole(1)("outputs", outputs)
         self.first = nn.ModuleList(nn.Linear(width, hidden) for width in widths)
         bound = 1 / math.sqrt(hidden)  # as torch's linear layers begin
         self.weight = nn.Parameter(torch.empty(len(widths), outputs, hidden).uniform_(-bound, bound))
@@ -196,10 +211,9 @@ def modulation_coefficients(discrepancy: Tensor, rho: float) -> Tensor:
 
     Raises ValueError for another shape or rho.
     """
-    if discrepancy.ndim != 1 or len(discrepancy) < 2:
+    if len(Array("float", "[M]")("discrepancy", discrepancy)) < 2:
         raise ValueError(f"discrepancy: expected [M] with M >= 2, got shape {tuple(discrepancy.shape)}")
-    if not 0 < rho < math.inf:
-        raise ValueError(f"rho: expected a positive number, got {rho!r}")
+    Number(above=0)("rho", rho)
     total = discrepancy.sum()
     below = total + SMALL
     return rho * (total - discrepancy) / torch.where(below == 0, SMALL, below)
@@ -219,6 +233,13 @@ def spatial_modulation(
 
     A weight of norm 0 has cosine 0 and no derivative.
     """
+    Array("float", "[P]")("fused", fused)
+    Array("float", "[M, P]")("unimodal", unimodal)
+    Array("float", "[M]")("coefficients", coefficients)
+    OneOf("abs", "cggm")("form", form)
+    Flag()("heads", heads)
+    if unimodal.shape != (len(coefficients), len(fused)):
+        raise ValueError(f"unimodal: expected {[len(coefficients), len(fused)]}, got {list(unimodal.shape)}")
     lengths, length = torch.linalg.vector_norm(unimodal, dim=1), torch.linalg.vector_norm(fused)
     inverse = _inverse(lengths * length)
     cosine = (unimodal @ fused) * inverse
@@ -260,8 +281,8 @@ class EncoderGradients:
     """
 
     def __init__(self, model: nn.Module, encoders: Mapping[str, Part | Iterable[Part]]):
-        if len(encoders) < 2:
-            raise ValueError(f"encoders: expected at least two modalities, got {list(encoders)}")
+        Is("an nn.Module", nn.Module)("model", model)
+        Named(Is("modules, parameters or pairs (parameter, index)", object), 2)("encoders", encoders)
         known = {id(p): name for name, p in model.named_parameters()}
         taken: dict[int, Tensor] = {}
         self.parts: dict[str, list[tuple[nn.Parameter, Any]]] = {}
@@ -363,56 +384,51 @@ def reduce_sums(x: Tensor) -> Tensor:
 class BALMConfig:
     """The strengths of Eqs. 21 and 27, and every reading; an alternative marked R is what the release does."""
 
-    rho: float = 1.3  # of Eq. 21; the paper: in (1.1, 1.6]
-    tau: float = 0.2  # of Eq. 27; the paper: in (0.2, 0.8]; 0 leaves L_mod out
-    calibration: bool = True  # FCM
-    calibration_width: int | None = None  # d_global; None: a quarter of all feature widths together
-    rebalancing: bool = True  # GRM
-    scale_gradients: bool = True  # Eq. 22; False: the encoders' gradients stay (BALM-S)
+    rho: float = option(1.3, Number(above=0))  # of Eq. 21; the paper: in (1.1, 1.6]
+    tau: float = option(0.2, Number(0))  # of Eq. 27; the paper: in (0.2, 0.8]; 0 leaves L_mod out
+    calibration: bool = option(True, Flag())  # FCM
+    calibration_width: int | None = option(None, Maybe(Whole(1)))  # d_global; None: a quarter of all feature widths
+    rebalancing: bool = option(True, Flag())  # GRM
+    scale_gradients: bool = option(True, Flag())  # Eq. 22; False: the encoders' gradients stay (BALM-S)
 
-    loss: str = "task"  # cross-entropy, for scores the absolute error; "mse": for scores the squared error, as on MOSEI
-    discrepancy: str = "kl"  # Eq. 19; "mse" (BALM-M) or "accuracy" (CGGM), see `discrepancies`
-    rows: str = "all"  # heads and Eq. 19 read every sample; "present": those that have the modality
-    smoothing: float = 0.0  # weight of the past in a moving average of Eq. 19, in [0, 1)
-    interval: str = "step"  # Eqs. 19-21 once a step; "epoch": over each epoch, for the next, none in the first
-    mu_clip: tuple[float, float] | None = None  # bounds of mu, such as (0, rho M)
-    mu_constant: float | tuple[float, ...] | None = None  # in place of Eq. 21; 2 rho / 3 is its mean for M = 3
-    grad_noise: bool = False  # R: True, Gaussian noise with the standard deviation of each scaled encoder gradient
+    # cross-entropy, for scores the absolute error; "mse": for scores the squared error, as on MOSEI
+    loss: str = option("task", OneOf("task", "mse"))
+    # Eq. 19; "mse" (BALM-M) or "accuracy" (CGGM), see `discrepancies`
+    discrepancy: str = option("kl", OneOf("kl", "mse", "accuracy"))
+    # heads and Eq. 19 read every sample; "present": those that have the modality
+    rows: str = option("all", OneOf("all", "present"))
+    smoothing: float = option(0.0, Number(0, below=1))  # weight of the past in a moving average of Eq. 19
+    # Eqs. 19-21 once a step; "epoch": over each epoch, for the next, none in the first
+    interval: str = option("step", OneOf("step", "epoch"))
+    # bounds of mu, such as (0, rho M)
+    mu_clip: tuple[float, float] | None = option(None, Maybe(Several(Number(), 2, 2)))
+    # in place of Eq. 21; 2 rho / 3 is its mean for M = 3
+    mu_constant: float | tuple[float, ...] | None = option(None, Maybe(Either(Number(0), Several(Number(0), 1))))
+    # R: True, Gaussian noise with the standard deviation of each scaled encoder gradient
+    grad_noise: bool = option(False, Flag())
 
-    cos_on: str = "weight"  # Eqs. 23-25 of the output layers' weights (as R); "grad": of their gradients (the text)
-    lmod: str = "abs"  # Eq. 26 (as R); "cggm", see `spatial_modulation`
-    lmod_heads: bool = False  # L_mod moves the heads too
-    cosine_columns: tuple[int, ...] | None = None  # whose cosine each mu meets in Eq. 26; R (audio, vision, language):
-    # (2, 0, 1), since its heads are listed in another order than its coefficients
-    clip_heads: bool = False  # True: the heads count in the loop's gradient norm
-    active_epochs: tuple[int, int] | None = None  # first and last epoch that is modulated; None: all
-    measure: bool = False  # keep the encoders' RMS gradients before and after, for metrics.learning_balance
+    # Eqs. 23-25 of the output layers' weights (as R); "grad": of their gradients (the text)
+    cos_on: str = option("weight", OneOf("weight", "grad"))
+    lmod: str = option("abs", OneOf("abs", "cggm"))  # Eq. 26 (as R); "cggm", see `spatial_modulation`
+    lmod_heads: bool = option(False, Flag())  # L_mod moves the heads too
+    # whose cosine each mu meets in Eq. 26; R (audio, vision, language): (2, 0, 1), since its heads are listed in
+    # another order than its coefficients
+    cosine_columns: tuple[int, ...] | None = option(None, Maybe(Several(Whole(0))))
+    clip_heads: bool = option(False, Flag())  # True: the heads count in the loop's gradient norm
+    # first and last epoch that is modulated; None: all
+    active_epochs: tuple[int, int] | None = option(None, Maybe(Several(Whole(0), 2, 2)))
+    # keep the encoders' RMS gradients before and after, for metrics.learning_balance
+    measure: bool = option(False, Flag())
 
     def __post_init__(self) -> None:
-        def need(condition: bool, name: str, expected: str) -> None:
-            if not condition:
-                raise ValueError(f"{name}: expected {expected}, got {getattr(self, name)!r}")
-
-        need(0 < self.rho < math.inf, "rho", "a positive number")
-        need(0 <= self.tau < math.inf, "tau", "a number of at least 0")
-        width = self.calibration_width
-        need(width is None or (isinstance(width, int) and width >= 1), "calibration_width", "None or at least 1")
-        need(self.loss in ("task", "mse"), "loss", "'task' or 'mse'")
-        need(self.discrepancy in ("kl", "mse", "accuracy"), "discrepancy", "'kl', 'mse' or 'accuracy'")
-        need(self.rows in ("all", "present"), "rows", "'all' or 'present'")
-        need(0 <= self.smoothing < 1, "smoothing", "a weight in [0, 1)")
-        need(self.interval in ("step", "epoch"), "interval", "'step' or 'epoch'")
-        need(self.cos_on in ("weight", "grad"), "cos_on", "'weight' or 'grad'")
-        need(self.lmod in ("abs", "cggm"), "lmod", "'abs' or 'cggm'")
+        check_options(self)
         for name in ("mu_clip", "mu_constant", "cosine_columns", "active_epochs"):
             if isinstance(value := getattr(self, name), list):
                 object.__setattr__(self, name, tuple(value))
         for name in ("mu_clip", "active_epochs"):
             pair = getattr(self, name)
-            need(pair is None or (len(pair) == 2 and pair[0] <= pair[1]), name, "None or a pair (low, high)")
-        constant = () if self.mu_constant is None else self.mu_constant
-        constant = constant if isinstance(constant, tuple) else (constant,)
-        need(all(0 <= x < math.inf for x in constant), "mu_constant", "None or numbers of at least 0")
+            if pair is not None and pair[0] > pair[1]:
+                raise ValueError(f"{name}: expected None or a pair (low, high), got {pair}")
 
 
 READINGS: dict[str, dict[str, Any]] = {"paper": {}, "released": {"grad_noise": True}}
@@ -428,12 +444,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def _config(reading: str, variant: str, options: Mapping[str, Any]) -> BALMConfig:
-    for name, given, known in (("reading", reading, READINGS), ("variant", variant, VARIANTS)):
-        if given not in known:
-            raise ValueError(f"{name}: expected one of {sorted(known)}, got {given!r}")
-    if unknown := sorted(set(options) - set(BALMConfig.__dataclass_fields__)):
-        raise ValueError(f"options: unknown {unknown}; known are {sorted(BALMConfig.__dataclass_fields__)}")
-    return BALMConfig(**{**READINGS[reading], **VARIANTS[variant], **options})
+    OneOf(*VARIANTS)("variant", variant)
+    return from_reading(BALMConfig, READINGS, reading, {**VARIANTS[variant], **options})
 
 
 def squared_error(logits: Tensor, target: Tensor) -> Tensor:
@@ -513,6 +525,9 @@ class GradientRebalancing(nn.Module):
             raise ValueError(f"output: expected the fused linear layer, got {type(output).__name__}")
         if id(weight) not in {id(p) for p in model.parameters()}:
             raise ValueError(f"output: expected a layer of {type(model).__name__}, it is not")
+        Flag()("catch", catch)
+        Maybe(Function("a function (logits, target) -> losses"))("criterion", criterion)
+        Either(Whole(1), Named(Whole(1)))("widths", widths)
         each = widths if isinstance(widths, Mapping) else {name: widths for name in names}
         if set(each) != set(names):
             raise ValueError(f"widths: expected one for each of {list(names)}, got {sorted(each)}")
@@ -772,8 +787,12 @@ class BALM(nn.Module):
     ):
         super().__init__()
         self.config = config = _config(reading, variant, options)
-        self.backbone = backbone
-        self.encodings = encodings
+        self.backbone: Backbone = BACKBONE("backbone", backbone)
+        self.encodings = Maybe(Function("a function (batch, h) -> encodings"))("encodings", encodings)
+        Maybe(Function("a function (logits, target) -> losses"))("criterion", criterion)
+        Maybe(Is("an nn.Module", nn.Module))("output", output)
+        Maybe(SHAPES)("feature_shapes", feature_shapes)
+        Maybe(Named(Is("modules, parameters or pairs (parameter, index)", object)))("encoders", encoders)
         self.calibration: FeatureCalibration | None = None
         self.rebalancing: GradientRebalancing | None = None
         self.criterion = criterion or (squared_error if config.loss == "mse" else sample_losses)
@@ -813,6 +832,8 @@ class BALM(nn.Module):
     @classmethod
     def for_data(cls, backbone: Backbone, data: MultimodalDataset, **options: Any) -> BALM:
         """BALM on a backbone for this data set."""
+        if DATASET("data", data).modalities != BACKBONE("backbone", backbone).modalities:
+            raise ValueError(f"data: expected the modalities {list(backbone.modalities)}, got {list(data.modalities)}")
         return cls(backbone, data.feature_shapes, **options)
 
     @property
@@ -824,6 +845,7 @@ class BALM(nn.Module):
     def forward(self, batch: MultimodalBatch) -> Output:
         if self.calibration is not None:
             batch = self.calibration(batch)
+        BATCH("batch", batch)
         if not self.training or batch.target is None:
             return Output(self.backbone(batch), {})
         lead, target = len(batch.shape), batch.target

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..backbones.base import Backbone
+from ..backbones.base import BACKBONE, Backbone
+from ..checks import Number
 from .balm import BALM
 
 __all__ = ["CGGM"]
@@ -38,5 +39,7 @@ class CGGM(BALM):
 
     def __init__(self, backbone: Backbone, **options: Any):
         given = {**DEFAULTS, **options}
-        given.setdefault("mu_clip", (0.0, given["rho"] * len(backbone.modalities)))
+        given.setdefault(
+            "mu_clip", (0.0, Number(above=0)("rho", given["rho"]) * len(BACKBONE("backbone", backbone).modalities))
+        )
         super().__init__(backbone, **given)

@@ -11,14 +11,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..batch import MultimodalBatch, MultimodalDataset, Output
+from ..batch import BATCH, DATASET, MultimodalBatch, MultimodalDataset, Output
+from ..checks import (
+    RATE,
+    SHAPES,
+    Array,
+    Either,
+    Flag,
+    Is,
+    Maybe,
+    Number,
+    OneOf,
+    Several,
+    Text,
+    Whole,
+    check_known,
+    check_options,
+    from_reading,
+    option,
+)
 from ..layers import MLP, as_frames, frame_shapes, masked_mean, scoring
 from ..losses import mmd, sinkhorn, task_loss
 
@@ -44,82 +62,76 @@ TEXT = ("language", "text")  # the names by which the query is found where none 
 class DEARConfig:
     """Shapes of the data, sizes, loss weights, and each choice that the paper leaves."""
 
-    feature_shapes: Mapping[str, tuple[int, ...]]  # one sample of each modality: (T, D), (C, H, W), or (T,) token ids
-    outputs: int = 1  # K: classes or labels, 1 for regression
-    regression: bool = True
-    text_width: int | None = None  # width of the text encoder's tokens; None: what its config.hidden_size says
+    # one sample of each modality: (T, D), (C, H, W), or (T,) token ids
+    feature_shapes: Mapping[str, tuple[int, ...]] = option(MISSING, SHAPES)
+    outputs: int = option(1, Whole(1))  # K: classes or labels, 1 for regression
+    regression: bool = option(True, Flag())
+    # width of the text encoder's tokens; None: what its config.hidden_size says
+    text_width: int | None = option(None, Maybe(Whole(1)))
 
-    width: int = 128  # d
-    heads: int = 8
-    head_width: int = 64
-    hidden: int = 128  # of the MLPs: difficulty, gate, prediction heads
-    dropout: float = 0.0
-    freeze_text: bool = False  # the text encoder stays as it is, in eval mode
+    width: int = option(128, Whole(1))  # d
+    heads: int = option(8, Whole(1))
+    head_width: int = option(64, Whole(1))
+    hidden: int = option(128, Whole(1))  # of the MLPs: difficulty, gate, prediction heads
+    dropout: float = option(0.0, RATE)
+    freeze_text: bool = option(False, Flag())  # the text encoder stays as it is, in eval mode
 
     # 3.3, Eq. 5
-    encoder: str = "projection"  # Linear(LN(F)); "tokens": LNLN's, a Transformer whose learned tokens sum up a sequence
-    summary_tokens: int = 8
-    token_layers: int = 2
-    text_layers: int = 0  # further Transformer layers on the text's features
+    # Linear(LN(F)); "tokens": LNLN's, a Transformer whose learned tokens sum up a sequence
+    encoder: str = option("projection", OneOf("projection", "tokens"))
+    summary_tokens: int = option(8, Whole(1))
+    token_layers: int = option(2, Whole(1))
+    text_layers: int = option(0, Whole(0))  # further Transformer layers on the text's features
 
     # 3.2
-    layers: int = 2
-    space: str = "encoded"  # where X and its reconstruction live: Eq. 5's features, or the "raw" ones
-    stop_complete: bool = True  # no gradient through X
-    alignment: str = "mmd"  # or "sinkhorn", or "mse" (the paper's ablation "w/o HDCR")
-    samples: str = "mean"  # what is aligned: a vector each sample, all "tokens", or "subsampled" tokens
-    token_samples: int = 256  # with "subsampled", how many tokens of the batch
-    bandwidths: tuple[float, ...] | None = None  # see losses.mmd
-    epsilon: float = 0.05  # see losses.sinkhorn
-    iterations: int = 50
-    joint_sum: str = "once"  # the joint term of Eq. 4; "literal": inside the sum over modalities, so M times
+    layers: int = option(2, Whole(1))
+    # where X and its reconstruction live: Eq. 5's features, or the "raw" ones
+    space: str = option("encoded", OneOf("encoded", "raw"))
+    stop_complete: bool = option(True, Flag())  # no gradient through X
+    # "mse": the paper's ablation "w/o HDCR"
+    alignment: str = option("mmd", OneOf("mmd", "sinkhorn", "mse"))
+    # what is aligned: a vector each sample, all "tokens", or "subsampled" tokens
+    samples: str = option("mean", OneOf("mean", "tokens", "subsampled"))
+    token_samples: int = option(256, Whole(1))  # with "subsampled", how many tokens of the batch
+    bandwidths: tuple[float, ...] | None = option(None, Maybe(Several(Number(above=0), 1)))  # see losses.mmd
+    epsilon: float = option(0.05, Number(above=0))  # see losses.sinkhorn
+    iterations: int = option(50, Whole(1))
+    # the joint term of Eq. 4; "literal": inside the sum over modalities, so M times
+    joint_sum: str = option("once", OneOf("once", "literal"))
 
     # 3.3
-    sure: bool = True  # False: equal weights and no calibration (the paper's ablation "w/o SURE")
-    norm: str = "l2"  # Norm in Eq. 6, or "layer"
-    tau: float = 1.0  # Eq. 8
-    learn_tau: bool = False  # tau, a parameter that starts there
+    sure: bool = option(True, Flag())  # False: equal weights and no calibration (the paper's ablation "w/o SURE")
+    norm: str = option("l2", OneOf("l2", "layer"))  # Norm in Eq. 6
+    tau: float = option(1.0, Number(above=0))  # Eq. 8
+    learn_tau: bool = option(False, Flag())  # tau, a parameter that starts there
 
     # 3.4
-    stream_input: str = "reconstructed"  # what the streams read: HDCR's output, or the "encoded" incomplete features
-    query: str | None = None  # the modality that asks in Eq. 9; None: "language" or "text", else the first
-    fusion: str = "cross"  # the synergistic stream: Eq. 9, or "self" (Concat + SelfAttn), or "gated" (Gated Fusion)
-    k_scale: str = "key"  # Eq. 9 as printed: K times w. "logbias": log w is added to the scores instead
-    residual: bool = False  # the query's own features are added to Eq. 9's output
-    streams: str = "both"  # "robust" (w/o SS), "synergistic" (w/o RS), "single" (w/o DS: a head on all features)
+    # what the streams read: HDCR's output, or the "encoded" incomplete features
+    stream_input: str = option("reconstructed", OneOf("reconstructed", "encoded"))
+    # the modality that asks in Eq. 9; None: "language" or "text", else the first
+    query: str | None = option(None, Maybe(Text))
+    # the synergistic stream: Eq. 9, or "self" (Concat + SelfAttn), or "gated" (Gated Fusion)
+    fusion: str = option("cross", OneOf("cross", "self", "gated"))
+    # Eq. 9 as printed: K times w. "logbias": log w is added to the scores instead
+    k_scale: str = option("key", OneOf("key", "logbias"))
+    residual: bool = option(False, Flag())  # the query's own features are added to Eq. 9's output
+    # "robust" (w/o SS), "synergistic" (w/o RS), "single" (w/o DS: a head on all features)
+    streams: str = option("both", OneOf("both", "robust", "synergistic", "single"))
 
     # 3.5
-    main: str = "mse"  # regression's L_main and L_aux, or "l1"; classes: cross-entropy
-    aux: str = "unimodal"  # L_aux: the mean over the unimodal predictions, or over "all", the two streams with them
-    error: str = "mean"  # e_m: mean over frames and features, or their "sum"
-    error_grad: bool = False  # Eq. 12's gradient also reaches the reconstruction
-    error_scale: str = "none"  # "variance": e_m over the variance of X_m
-    lambda1: float = 0.3
-    lambda2: float = 0.7
-    alpha: float = 0.8
-    beta: float = 0.3
+    main: str = option("mse", OneOf("mse", "l1"))  # regression's L_main and L_aux; classes: cross-entropy
+    # L_aux: the mean over the unimodal predictions, or over "all", the two streams with them
+    aux: str = option("unimodal", OneOf("unimodal", "all"))
+    error: str = option("mean", OneOf("mean", "sum"))  # e_m: mean over frames and features, or their "sum"
+    error_grad: bool = option(False, Flag())  # Eq. 12's gradient also reaches the reconstruction
+    error_scale: str = option("none", OneOf("none", "variance"))  # "variance": e_m over the variance of X_m
+    lambda1: float = option(0.3, Number(0))
+    lambda2: float = option(0.7, Number(0))
+    alpha: float = option(0.8, Number(0))
+    beta: float = option(0.3, Number(0))
 
     def __post_init__(self) -> None:
-        def one_of(name: str, *known: Any) -> None:
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name}: expected one of {known}, got {getattr(self, name)!r}")
-
-        for name, low in (
-            *((n, 1) for n in ("outputs", "width", "heads", "head_width", "hidden", "summary_tokens", "layers")),
-            *((n, 1) for n in ("token_samples", "iterations", "token_layers")),
-            ("text_layers", 0),
-        ):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < low:
-                raise ValueError(f"{name}: expected an integer of at least {low}, got {value!r}")
-        for name in ("lambda1", "lambda2", "alpha", "beta"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name}: expected a number of at least 0, got {getattr(self, name)!r}")
-        for name in ("tau", "epsilon"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name}: expected a positive number, got {getattr(self, name)!r}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout: expected a rate in [0, 1), got {self.dropout!r}")
+        check_options(self)
         if len(self.feature_shapes) < 2:
             raise ValueError(
                 f"feature_shapes: expected at least two modalities, between which reliability is weighed, got "
@@ -127,24 +139,7 @@ class DEARConfig:
             )
         if self.regression and self.outputs != 1:
             raise ValueError(f"outputs: expected 1 for regression, got {self.outputs}")
-        if self.query is not None and self.query not in self.feature_shapes:
-            raise ValueError(f"query: expected one of {list(self.feature_shapes)}, got {self.query!r}")
-        if self.bandwidths is not None and not (self.bandwidths and all(0 < s < math.inf for s in self.bandwidths)):
-            raise ValueError(f"bandwidths: expected positive numbers, got {self.bandwidths}")
-        one_of("encoder", "projection", "tokens")
-        one_of("space", "encoded", "raw")
-        one_of("alignment", "mmd", "sinkhorn", "mse")
-        one_of("samples", "mean", "tokens", "subsampled")
-        one_of("joint_sum", "once", "literal")
-        one_of("norm", "l2", "layer")
-        one_of("stream_input", "reconstructed", "encoded")
-        one_of("fusion", "cross", "self", "gated")
-        one_of("k_scale", "key", "logbias")
-        one_of("streams", "both", "robust", "synergistic", "single")
-        one_of("main", "mse", "l1")
-        one_of("aux", "unimodal", "all")
-        one_of("error", "mean", "sum")
-        one_of("error_scale", "none", "variance")
+        check_known("query", (self.query,) if self.query else (), self.feature_shapes)
         if self.space == "raw" and self.encoder == "tokens":
             raise ValueError("space: 'raw' features have a frame each, 'tokens' encoders do not; use 'projection'")
         if self.space == "raw" and self.samples != "mean":
@@ -168,6 +163,9 @@ class TransformerLayer(nn.Module):
 
     def __init__(self, width: int, heads: int, head_width: int, dropout: float = 0.0):
         super().__init__()
+        for name, value in (("width", width), ("heads", heads), ("head_width", head_width)):
+            Whole(1)(name, value)
+        RATE("dropout", dropout)
         inner = heads * head_width
         self.heads, self.dropout = heads, dropout
         self.norm_q, self.norm_k, self.norm_v, self.norm = (nn.LayerNorm(width) for _ in range(4))
@@ -195,6 +193,10 @@ class Reconstruction(nn.Module):
 
     def __init__(self, config: DEARConfig, frames: int, layers: int, out: int | None = None):
         super().__init__()
+        Is("a DEARConfig", DEARConfig)("config", config)
+        Whole(1)("frames", frames)
+        Whole(0)("layers", layers)
+        Maybe(Whole(1))("out", out)
         self.position = nn.Parameter(0.02 * torch.randn(frames, config.width))
         self.layers = nn.ModuleList(
             TransformerLayer(config.width, config.heads, config.head_width, config.dropout) for _ in range(layers)
@@ -213,7 +215,9 @@ class SummaryTokens(nn.Module):
 
     def __init__(self, config: DEARConfig, frames: int, source: int):
         super().__init__()
-        self.project = nn.Linear(source, config.width)
+        Is("a DEARConfig", DEARConfig)("config", config)
+        Whole(1)("frames", frames)
+        self.project = nn.Linear(Whole(1)("source", source), config.width)
         self.tokens = nn.Parameter(torch.zeros(config.summary_tokens, config.width))
         self.transformer = Reconstruction(config, frames + config.summary_tokens, config.token_layers)
         nn.init.normal_(self.transformer.position)
@@ -253,7 +257,9 @@ class _Projection(nn.Module):
 
 def reliability_weights(difficulty: Tensor, tau: float | Tensor = 1.0) -> Tensor:
     """The Monotonic Weighting Network, Eq. 8: softmax(-d / tau), [..., M] -> [..., M]; falls in a modality's own d."""
-    return torch.softmax(-difficulty / tau, -1)
+    if not isinstance(tau, Tensor):
+        Number(above=0)("tau", tau)
+    return torch.softmax(-Array("float", "[..., M]")("difficulty", difficulty) / tau, -1)
 
 
 def weight_entropy(w: Tensor) -> Tensor:
@@ -261,7 +267,7 @@ def weight_entropy(w: Tensor) -> Tensor:
 
     Its slope is infinite where w is 0, and softmax would make that NaN: a weight that has underflowed gives none.
     """
-    tiny = torch.finfo(w.dtype).tiny
+    tiny = torch.finfo(Array("float", "[..., M]")("w", w).dtype).tiny
     return torch.special.entr(torch.where(w < tiny, 1, w)).sum(-1)  # 1 has the entropy of 0
 
 
@@ -277,6 +283,8 @@ class SynergisticAttention(nn.Module):
 
     def __init__(self, query: str, modalities: tuple[str, ...], config: DEARConfig):
         super().__init__()
+        Is("a DEARConfig", DEARConfig)("config", config)
+        OneOf(*Several(Text, 2)("modalities", modalities))("query", query)
         self.query, self.others = query, [m for m in modalities if m != query]
         self.by_bias = config.k_scale == "logbias"
         self.W_Q, self.W_K, self.W_V = (nn.Linear(config.width, config.width, bias=False) for _ in range(3))
@@ -390,11 +398,8 @@ class DEAR(nn.Module):
 
     def __init__(self, text_encoder: nn.Module | None = None, *, reading: str = "paper", **options: Any):
         super().__init__()
-        if reading not in READINGS:
-            raise ValueError(f"reading: expected one of {sorted(READINGS)}, got {reading!r}")
-        if unknown := sorted(set(options) - set(DEARConfig.__dataclass_fields__)):
-            raise ValueError(f"options: unknown {unknown}; known are {sorted(DEARConfig.__dataclass_fields__)}")
-        self.config = config = DEARConfig(**{**READINGS[reading], **options})
+        Maybe(Is("an nn.Module", nn.Module))("text_encoder", text_encoder)
+        self.config = config = from_reading(DEARConfig, READINGS, reading, options)
         self.modalities = names = tuple(config.feature_shapes)
         self.tokens = [m for m, shape in config.feature_shapes.items() if len(shape) == 1]
         self.query = config.query or next((m for m in TEXT if m in names), names[0])
@@ -442,7 +447,7 @@ class DEAR(nn.Module):
     def for_data(cls, data: MultimodalDataset, text_encoder: nn.Module | None = None, **options: Any) -> DEAR:
         """The model that fits a data set's shapes and targets; its token ids are checked against the vocabulary."""
         fitting = {
-            "feature_shapes": data.feature_shapes,
+            "feature_shapes": DATASET("data", data).feature_shapes,
             "outputs": data.info.get("outputs", 1),
             "regression": data.info.get("task", "regression") == "regression",
         }
@@ -740,6 +745,8 @@ class DEAR(nn.Module):
         Errors and originals need what was there before: apply the mask with ``keep_complete=True``. With error_scale
         "variance" the errors are in units of the variance seen in training.
         """
+        Either(DATASET, BATCH)("data", data)
+        Whole(1)("batch_size", batch_size)
         parts: list[Diagnosis] = []
         device = next(self.encoder.parameters()).device
         with scoring(self):
@@ -783,7 +790,7 @@ class DEAR(nn.Module):
     # --- what may be wrong ---
 
     def _check_batch(self, batch: MultimodalBatch) -> None:
-        if batch.modalities != self.modalities:
+        if BATCH("batch", batch).modalities != self.modalities:
             raise ValueError(f"batch: expected the modalities {list(self.modalities)}, got {list(batch.modalities)}")
         if len(batch.shape) != 1:
             raise ValueError(f"batch: expected samples [B], got the leading shape {batch.shape}")

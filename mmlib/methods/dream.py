@@ -9,7 +9,7 @@ the paper leaves a choice, `DREAMConfig` has an option, and where its text and i
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -18,8 +18,24 @@ from torch.nn import functional as F
 
 from ..backbones.base import pretrain
 from ..backbones.evaluators import output_shape, split_labels
-from ..batch import DATASET, MultimodalBatch, MultimodalDataset, Output
-from ..checks import Maybe
+from ..batch import BATCH, DATASET, MultimodalBatch, MultimodalDataset, Output
+from ..checks import (
+    RATE,
+    SHAPES,
+    Array,
+    Either,
+    Flag,
+    Is,
+    Maybe,
+    Number,
+    OneOf,
+    Several,
+    Text,
+    Whole,
+    check_options,
+    from_reading,
+    option,
+)
 from ..coalitions import (
     coalition_logits,
     coalition_masks,
@@ -49,61 +65,58 @@ __all__ = [
 class DREAMConfig:
     """Shapes of the data, sizes, and each choice that the paper leaves; the defaults meet the counts of its Table 3."""
 
-    feature_shapes: Mapping[str, tuple[int, ...]]  # one sample of each modality: (T, D), (C, H, W) or (C, X, Y, Z)
-    outputs: int  # K: classes, 1 for regression, 2 L for L labels
-    regression: bool = False
-    multilabel: bool = False  # bool targets [B, K], a logit a label: both scores are means over labels
-    labels: int = 0  # L: yes-or-no labels a sample, each with two logits (IEMOCAP: 4 emotions); 0: classes or a score
+    # one sample of each modality: (T, D), (C, H, W) or (C, X, Y, Z)
+    feature_shapes: Mapping[str, tuple[int, ...]] = option(MISSING, SHAPES)
+    outputs: int = option(MISSING, Whole(1))  # K: classes, 1 for regression, 2 L for L labels
+    regression: bool = option(False, Flag())
+    # bool targets [B, K], a logit a label: both scores are means over labels
+    multilabel: bool = option(False, Flag())
+    # L: yes-or-no labels a sample, each with two logits (IEMOCAP: 4 emotions); 0: classes or a score
+    labels: int = option(0, Whole(0))
 
-    width: int = 200  # d
-    heads: int = 10
-    dropout: float = 0.1
-    positions: int = 50  # rows of the learned position table, which all modalities share
-    weight_hidden: int | None = 128  # hidden width of the net that predicts w; None: the "linear projection" of 3.5
-    affine: bool = False  # whether the normalisation of Eq. 9 has parameters
+    width: int = option(200, Whole(1))  # d
+    heads: int = option(10, Whole(1))
+    dropout: float = option(0.1, RATE)
+    positions: int = option(50, Whole(1))  # rows of the learned position table, which all modalities share
+    # hidden width of the net that predicts w; None: the "linear projection" of 3.5
+    weight_hidden: int | None = option(128, Maybe(Whole(1)))
+    affine: bool = option(False, Flag())  # whether the normalisation of Eq. 9 has parameters
 
     # 3.3
-    discretize: str = "sign_ge"  # what a predicted score says: "sign_ge" (score >= 0), "sign_gt", or "round7"
-    iemocap_agg: str = "any"  # L labels: a prediction differs where "any" does, is right where all are; or the scores
-    # are computed for each label and averaged, "mean_per_emotion"
-    empty: str = "forward"  # the prediction from nothing: the evaluator's on zeros, or the training split's "majority"
-    permutations: int | None = None  # Monte-Carlo orders of arrival, the same for all samples; None: every coalition
-    permutation_seed: int = 0
-    max_rows: int | None = 65536  # pairs of a sample and a coalition that the evaluator sees at a time
+    # what a predicted score says: "sign_ge" (score >= 0), "sign_gt", or "round7"
+    discretize: str = option("sign_ge", OneOf("sign_ge", "sign_gt", "round7"))
+    # L labels: a prediction differs where "any" does, is right where all are; or the scores are computed for each label
+    # and averaged, "mean_per_emotion"
+    iemocap_agg: str = option("any", OneOf("any", "mean_per_emotion"))
+    # the prediction from nothing: the evaluator's on zeros, or the training split's "majority"
+    empty: str = option("forward", OneOf("forward", "majority"))
+    # Monte-Carlo orders of arrival, the same for all samples; None: every coalition
+    permutations: int | None = option(None, Maybe(Whole(1)))
+    permutation_seed: int = option(0, Whole(0, below=2**63))
+    max_rows: int | None = option(65536, Maybe(Whole(1)))  # pairs of a sample and a coalition that the evaluator sees
 
     # 3.4
-    enhance: str = "zero_pss"  # where PSS is 0; "all": always (the paper's ablation); "none"
-    repeats: int = 2  # D
-    tie_enhance: bool = True  # the repeats share their parameters
-    enhance_order: str = "parallel"  # all targets from the features before the repeat, or "sequential"
-    concat: str = "time"  # Z: key and value frames one after another, or side by side along the "feature" axis
+    enhance: str = option("zero_pss", OneOf("zero_pss", "all", "none"))  # where PSS is 0; "all": the paper's ablation
+    repeats: int = option(2, Whole(1))  # D
+    tie_enhance: bool = option(True, Flag())  # the repeats share their parameters
+    # all targets from the features before the repeat, or "sequential"
+    enhance_order: str = option("parallel", OneOf("parallel", "sequential"))
+    # Z: key and value frames one after another, or side by side along the "feature" axis
+    concat: str = option("time", OneOf("time", "feature"))
 
     # 3.5
-    masked_fusion: bool = True  # False: w' = softmax(w) and no distillation (the paper's ablation "w/o MMFM")
-    mask_mode: str = "mul"  # Eq. 10 as printed, or "add_log": softmax(w + log(PSS + 1))
-    pas_target: str = "softmax"  # what Eq. 12 compares with: softmax(PAS / temperature), or PAS "clipped" at 0 / sum
-    temperature: float = 1.0
-    distill_on: str = "w"  # Eq. 12 acts on softmax(w), or on the "masked" w' of Eq. 10
-    lambda_distill: float = 0.1  # lambda of Eq. 13; 0 takes the term out
+    # False: w' = softmax(w) and no distillation (the paper's ablation "w/o MMFM")
+    masked_fusion: bool = option(True, Flag())
+    mask_mode: str = option("mul", OneOf("mul", "add_log"))  # Eq. 10 as printed, or softmax(w + log(PSS + 1))
+    # what Eq. 12 compares with: softmax(PAS / temperature), or PAS "clipped" at 0 / sum
+    pas_target: str = option("softmax", OneOf("softmax", "clipped"))
+    temperature: float = option(1.0, Number(above=0))
+    distill_on: str = option("w", OneOf("w", "masked"))  # Eq. 12 acts on softmax(w), or on the "masked" w' of Eq. 10
+    lambda_distill: float = option(0.1, Number(0))  # lambda of Eq. 13; 0 takes the term out
 
     def __post_init__(self) -> None:
-        def one_of(name: str, *known: Any) -> None:
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name}: expected one of {known}, got {getattr(self, name)!r}")
-
-        def at_least(name: str, low: int, none: bool = False) -> None:
-            value = getattr(self, name)
-            if (value is None and not none) or (value is not None and (not isinstance(value, int) or value < low)):
-                raise ValueError(f"{name}: expected an integer of at least {low}, got {value!r}")
-
-        if not self.feature_shapes:
-            raise ValueError("feature_shapes: expected at least one modality")
+        check_options(self)
         longest = max(frames for frames, _ in frame_shapes(self.feature_shapes).values())
-        for name in ("outputs", "width", "heads", "positions", "repeats"):
-            at_least(name, 1)
-        for name in ("weight_hidden", "permutations", "max_rows"):
-            at_least(name, 1, none=True)
-        at_least("labels", 0)
         if self.width % self.heads:
             raise ValueError(f"heads: expected a divisor of the width {self.width}, got {self.heads}")
         if longest > self.positions:
@@ -118,21 +131,6 @@ class DREAMConfig:
             raise ValueError(
                 f"outputs: expected {2 * self.labels}, two for each of {self.labels} labels, got {self.outputs}"
             )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout: expected a rate in [0, 1), got {self.dropout}")
-        if not 0 <= self.lambda_distill < float("inf"):
-            raise ValueError(f"lambda_distill: expected a number of at least 0, got {self.lambda_distill!r}")
-        if not 0 < self.temperature < float("inf"):
-            raise ValueError(f"temperature: expected a positive number, got {self.temperature!r}")
-        one_of("discretize", "sign_ge", "sign_gt", "round7")
-        one_of("iemocap_agg", "any", "mean_per_emotion")
-        one_of("empty", "forward", "majority")
-        one_of("enhance", "zero_pss", "all", "none")
-        one_of("enhance_order", "parallel", "sequential")
-        one_of("concat", "time", "feature")
-        one_of("mask_mode", "mul", "add_log")
-        one_of("pas_target", "softmax", "clipped")
-        one_of("distill_on", "w", "masked")
 
 
 READINGS: dict[str, dict[str, Any]] = {
@@ -156,7 +154,7 @@ def permutation_coalitions(orders: Tensor) -> tuple[Tensor, Tensor]:
 
     ``masks`` are distinct, and ``path[r, k]`` is the place among them of the first k arrivals of order r.
     """
-    R, M = orders.shape
+    R, M = Array("integer", "[R, M]")("orders", orders).shape
     arrived = F.one_hot(orders, M).cumsum(1).bool()  # [R, M, M]
     along = torch.cat([arrived.new_zeros(R, 1, M), arrived], 1)
     masks, path = torch.unique(along.flatten(0, 1), dim=0, return_inverse=True)
@@ -173,6 +171,12 @@ def permutation_scores(
 
     path, orders : of `permutation_coalitions`. target : [...]
     """
+    Array("integer bool", "[..., S]")("predictions", predictions)
+    Array("integer", "[R, M + 1]")("path", path)
+    if path.shape != (*Array("integer", "[R, M]")("orders", orders).shape[:1], orders.shape[1] + 1):
+        raise ValueError(f"path: expected {[len(orders), orders.shape[1] + 1]}, got {list(path.shape)}")
+    if target is not None and Array("integer bool", "[...]")("target", target).shape != predictions.shape[:-1]:
+        raise ValueError(f"target: expected {list(predictions.shape[:-1])}, got {list(target.shape)}")
     along = predictions[..., path]  # [..., R, M + 1]
     arrival = orders.argsort(-1).expand(*along.shape[:-1], -1)  # when each modality arrives
     credit = lambda gains: gains.to(torch.get_default_dtype()).gather(-1, arrival).mean(-2)
@@ -195,6 +199,8 @@ class CrossAttention(nn.Module):
 
     def __init__(self, config: DREAMConfig, parts: int):
         super().__init__()
+        Is("a DREAMConfig", DREAMConfig)("config", config)
+        Whole(1)("parts", parts)
         self.by_feature = config.concat == "feature"
         source = config.width * (parts if self.by_feature else 1)
         self.norm = nn.LayerNorm(config.width)
@@ -222,7 +228,8 @@ class CrossModalBlock(nn.Module):
 
     def __init__(self, target: str, modalities: tuple[str, ...], config: DREAMConfig):
         super().__init__()
-        self.target = target
+        Is("a DREAMConfig", DREAMConfig)("config", config)
+        self.target = OneOf(*Several(Text, 1)("modalities", modalities))("target", target)
         self.others = [m for m in modalities if m != target]
         self.whole = CrossAttention(config, len(modalities))
         self.partial = nn.ModuleDict({k: CrossAttention(config, 2) for k in self.others})
@@ -245,9 +252,15 @@ def mask_weights(w: Tensor, pss: Tensor, mode: str = "mul") -> Tensor:
 
     The product is not monotone: where w is negative, a larger PSS lowers the weight.
     """
-    if mode not in ("mul", "add_log"):
-        raise ValueError(f"mode: expected 'mul' or 'add_log', got {mode!r}")
+    OneOf("mul", "add_log")("mode", mode)
+    _same_shape("pss", pss, w)
     return w * (pss + 1) if mode == "mul" else w + torch.log1p(pss)
+
+
+def _same_shape(name: str, x: Tensor, w: Tensor) -> None:
+    Array("float", "[..., M]")("w", w)
+    if Array("float", "[..., M]")(name, x).shape != w.shape:
+        raise ValueError(f"{name}: expected the shape {list(w.shape)} of w, got {list(x.shape)}")
 
 
 def distillation_loss(w: Tensor, pas: Tensor, target: str = "softmax", temperature: float = 1.0) -> Tensor:
@@ -256,8 +269,9 @@ def distillation_loss(w: Tensor, pas: Tensor, target: str = "softmax", temperatu
     q is softmax(PAS / temperature), since PAS is no distribution and may be negative; with target "clipped" PAS
     without its negative part over its sum (uniform where nothing is left). No gradient reaches PAS.
     """
-    if target not in ("softmax", "clipped"):
-        raise ValueError(f"target: expected 'softmax' or 'clipped', got {target!r}")
+    OneOf("softmax", "clipped")("target", target)
+    Number(above=0)("temperature", temperature)
+    _same_shape("pas", pas, w)
     w = w.to(torch.promote_types(w.dtype, pas.dtype))
     pas = pas.detach().to(w)
     if target == "softmax":
@@ -299,11 +313,7 @@ class DREAM(nn.Module):
 
     def __init__(self, evaluator: nn.Module, *, reading: str = "paper", **options: Any):
         super().__init__()
-        if reading not in READINGS:
-            raise ValueError(f"reading: expected one of {sorted(READINGS)}, got {reading!r}")
-        if unknown := sorted(set(options) - set(DREAMConfig.__dataclass_fields__)):
-            raise ValueError(f"options: unknown {unknown}; known are {sorted(DREAMConfig.__dataclass_fields__)}")
-        self.config = config = DREAMConfig(**{**READINGS[reading], **options})
+        self.config = config = from_reading(DREAMConfig, READINGS, reading, options)
         self.modalities = names = tuple(config.feature_shapes)
         self.evaluator = _checked(evaluator, names)
         M, d = len(names), config.width
@@ -463,7 +473,7 @@ class DREAM(nn.Module):
 
     def observe(self, data: MultimodalDataset | MultimodalBatch) -> None:
         """Learn the majority prediction of the training split's targets, for ``empty="majority"``."""
-        y = data.target
+        y = Either(DATASET, BATCH)("data", data).target
         self._check_target(y)
         assert y is not None
         self.majority.copy_(self._classes(y).mode(0).values)
@@ -474,7 +484,8 @@ class DREAM(nn.Module):
         The evaluator is frozen, so this equals live scores wherever the same samples come with the same features in
         every epoch. `training.fit` checks that at every epoch. In eval mode scores are always live.
         """
-        if data.modalities != self.modalities:
+        Whole(1)("batch_size", batch_size)
+        if DATASET("data", data).modalities != self.modalities:
             raise ValueError(f"data: expected the modalities {list(self.modalities)}, got {list(data.modalities)}")
         ids = data.ids.cpu()
         if len(ids.unique()) < len(ids):
@@ -584,7 +595,7 @@ class DREAM(nn.Module):
     # --- what may be wrong ---
 
     def _check_batch(self, batch: MultimodalBatch) -> None:
-        if batch.modalities != self.modalities:
+        if BATCH("batch", batch).modalities != self.modalities:
             raise ValueError(f"batch: expected the modalities {list(self.modalities)}, got {list(batch.modalities)}")
         if len(batch.shape) != 1:
             raise ValueError(f"batch: expected samples [B], got the leading shape {batch.shape}")
@@ -626,6 +637,7 @@ class DREAM(nn.Module):
 
 def _checked(evaluator: nn.Module, modalities: tuple[str, ...]) -> nn.Module:
     """The evaluator, frozen."""
+    Is("an nn.Module", nn.Module)("evaluator", evaluator)
     has = getattr(evaluator, "modalities", None)
     if has is None:
         inner = hasattr(getattr(evaluator, "backbone", None), "modalities")

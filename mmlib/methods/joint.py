@@ -22,7 +22,7 @@ class JointTraining(nn.Module):
 
     def __init__(self, backbone: Backbone, modality_dropout: float = 0.0):
         super().__init__()
-        self.backbone = Is("an nn.Module", nn.Module)("backbone", backbone)
+        self.backbone: nn.Module = Is("an nn.Module", nn.Module)("backbone", backbone)
         self.modality_dropout = RATE("modality_dropout", modality_dropout)
 
     def forward(self, batch: MultimodalBatch) -> Output:

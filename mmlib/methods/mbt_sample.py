@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from ..backbones.base import Backbone
-from ..batch import MultimodalDataset
+from ..batch import DATASET, MultimodalDataset
+from ..checks import Array, Number, OneOf, Whole
 from ..coalitions import coalition_masks, shapley_values, subset_values
 from .joint import JointTraining
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["MBTSample", "resampling_copies"]
 
 BOUNDS = (1.0, 0.4, -0.1)  # a copy for each of them that the Shapley value lies below
+WEAK = OneOf("auto", "each", "lowest")
 ROUNDING = 1e-4  # values are multiples of 1 / M!; closer than this they are equal
 
 
@@ -41,13 +43,13 @@ def resampling_copies(shapley: Tensor, present: Tensor, weak: str = "auto") -> T
     it is wrong it is repeated twice, as the rule says, though there is nothing to leave out.
     Raises ValueError for shapes that differ and an unknown ``weak``.
     """
-    if shapley.ndim != 2 or present.dtype != torch.bool or present.shape != shapley.shape:
+    Array("float", "[n, M]")("shapley", shapley)
+    if Array("bool", "[n, M]")("present", present).shape != shapley.shape:
         raise ValueError(
             f"present: expected bool [n, M] like shapley {tuple(shapley.shape)}, "
             f"got {present.dtype} {tuple(present.shape)}"
         )
-    if weak not in ("auto", "each", "lowest"):
-        raise ValueError(f"weak: expected 'auto', 'each' or 'lowest', got {weak!r}")
+    WEAK("weak", weak)
     copies = torch.stack([shapley < bound - ROUNDING for bound in BOUNDS]).sum(0)
     chosen = present
     if weak == "lowest" or (weak == "auto" and shapley.shape[-1] > 2):
@@ -76,15 +78,10 @@ class MBTSample(JointTraining):
         self, backbone: Backbone, *, warmup: int = 5, weak: str = "auto", tolerance: float = 0.5, rows: int = 512
     ):
         super().__init__(backbone)
-        if not isinstance(warmup, int) or warmup < 0:
-            raise ValueError(f"warmup: expected an integer of at least 0, got {warmup!r}")
-        if weak not in ("auto", "each", "lowest"):
-            raise ValueError(f"weak: expected 'auto', 'each' or 'lowest', got {weak!r}")
-        if not tolerance >= 0:
-            raise ValueError(f"tolerance: expected a number of at least 0, got {tolerance!r}")
-        if not isinstance(rows, int) or rows < 1:
-            raise ValueError(f"rows: expected an integer of at least 1, got {rows!r}")
-        self.warmup, self.weak, self.tolerance, self.rows = warmup, weak, tolerance, rows
+        self.warmup = Whole(0)("warmup", warmup)
+        self.weak = WEAK("weak", weak)
+        self.tolerance = Number(0)("tolerance", tolerance)
+        self.rows = Whole(1)("rows", rows)
         self.last: dict[str, Tensor] = {}
 
     def valuate(self, data: MultimodalDataset) -> Tensor:
@@ -94,7 +91,7 @@ class MBTSample(JointTraining):
         modality gets 0. With bool labels, the fraction of right ones stands for 1[right]. Raises ValueError for
         dialogues and for a split without a target.
         """
-        if data.present.ndim != 2:
+        if DATASET("data", data).present.ndim != 2:
             raise ValueError(
                 f"data: expected samples [n], got the leading shape {data.data.shape}; copies are whole rows"
             )

@@ -17,14 +17,30 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..backbones.base import Backbone, pretrain
-from ..batch import DATASET, MultimodalBatch, MultimodalDataset, Output
-from ..checks import Is, Maybe
+from ..backbones.base import BACKBONE, Backbone, pretrain
+from ..batch import BATCH, DATASET, MultimodalBatch, MultimodalDataset, Output
+from ..checks import (
+    RATE,
+    Array,
+    Flag,
+    Is,
+    Maybe,
+    Named,
+    Number,
+    OneOf,
+    Several,
+    Text,
+    Whole,
+    check_options,
+    from_reading,
+    option,
+)
 from ..coalitions import (
     coalition_logits,
     coalition_masks,
     coalition_rows,
     monte_carlo_shapley,
+    players_of,
     scoring,
     shapley_values,
     shapley_weights,
@@ -59,9 +75,7 @@ def missing_rate_factor(present: Tensor) -> Tensor:
 
 def _inverse_rate(present: Tensor) -> Tensor:
     """Eq. 3 as printed: N / count."""
-    if not isinstance(present, Tensor) or present.dtype != torch.bool:
-        raise TypeError(f"present: expected a bool tensor [n, M], got {getattr(present, 'dtype', type(present))}")
-    if present.ndim < 2 or not present.numel():
+    if not Array("bool", "[*n, M]")("present", present).numel():
         raise ValueError(f"present: expected [n, M] with at least one sample, got shape {tuple(present.shape)}")
     flat = present.flatten(0, -2)
     count = flat.sum(0)
@@ -137,9 +151,9 @@ def released_shapley(counts: Tensor, players: int | None = None) -> Tensor:
 
     players : n; default M. The AV-MNIST release uses 3 for two modalities, the nuScenes one 7 for three
     """
-    M = counts.shape[-1].bit_length() - 1
+    M = players_of(counts, "counts")
     masks = coalition_masks(M, counts.device)
-    n = M if players is None else players
+    n = M if players is None else Whole(1)("players", players)
     if n < M:
         raise ValueError(f"players: expected at least the {M} modalities, got {players}")
     weights = torch.tensor([0.0, *shapley_weights(n)], dtype=counts.dtype, device=counts.device)[masks.sum(-1)]
@@ -164,6 +178,9 @@ class UpperBounds(nn.Module):
 
     def __init__(self, table: Tensor, ids: Tensor, modalities: tuple[str, ...]):
         super().__init__()
+        Array("float", "[n, M]")("table", table)
+        Array("integer", "[n]")("ids", ids)
+        Several(Text, 1)("modalities", modalities)
         if table.shape != (len(ids), len(modalities)) or not len(ids):
             raise ValueError(
                 f"table: expected [{len(ids)}, {len(modalities)}], a row a sample and a column a modality, "
@@ -195,7 +212,9 @@ class UpperBounds(nn.Module):
 
         Raises ValueError for models of other modalities than the data's, or data without target.
         """
-        if set(models) != set(data.modalities):
+        Named(Is("an nn.Module", nn.Module))("models", models)
+        Whole(1)("batch_size", batch_size)
+        if set(models) != set(DATASET("data", data).modalities):
             raise ValueError(f"models: expected one for each of {list(data.modalities)}, got {sorted(models)}")
         target = data.data.target
         if target is None:
@@ -255,14 +274,17 @@ def learning_state_factor(upper: Tensor, shapley: Tensor, present: Tensor, mask:
 
     mask : negative gaps become 0, as the paper does; False keeps them
     """
-    if present.dtype != torch.bool or present.shape[-1:] != upper.shape or upper.shape != shapley.shape:
+    Array("float", "[M]")("upper", upper)
+    Array("float", "[M]")("shapley", shapley)
+    Array("bool", "[*B, M]")("present", present)
+    if present.shape[-1:] != upper.shape or upper.shape != shapley.shape:
         raise ValueError(
             f"upper, shapley, present: expected [M], [M] and bool [B, M], got {tuple(upper.shape)}, "
             f"{tuple(shapley.shape)} and {present.dtype} {tuple(present.shape)}"
         )
     count = present.flatten(0, -2).sum(0)
     gap = upper - shapley  # Eq. 7
-    if mask:
+    if Flag()("mask", mask):
         gap = gap.clamp_min(0)
     return torch.where(count > 0, gap / count.clamp_min(1), 0)
 
@@ -283,7 +305,10 @@ class ReconstructionModule(nn.Module):
 
     def __init__(self, modalities: int, width: int, heads: int = 8, hidden: int = 1024, dropout: float = 0.1):
         super().__init__()
-        if modalities < 1 or heads < 1 or width % heads:
+        for name, value in (("modalities", modalities), ("width", width), ("heads", heads), ("hidden", hidden)):
+            Whole(1)(name, value)
+        RATE("dropout", dropout)
+        if width % heads:
             raise ValueError(f"heads: expected a divisor of the width {width}, got {heads}")
         self.heads = heads
         self.position = nn.Parameter(torch.zeros(modalities, width))  # E_pos
@@ -319,8 +344,8 @@ class CompletedBackbone(nn.Module):
 
     def __init__(self, backbone: Backbone, reconstruction: nn.Module):
         super().__init__()
-        self.plain = backbone
-        self.reconstruction = reconstruction
+        self.plain: Backbone = BACKBONE("backbone", backbone)
+        self.reconstruction: nn.Module = Is("an nn.Module", nn.Module)("reconstruction", reconstruction)
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -390,63 +415,49 @@ class MCEConfig:
     An alternative marked R is what the release does.
     """
 
-    lambda_single: float = 1.0  # a weight of 0 takes its term out; the paper: (1, 2, 1) IEMOCAP, (1, 1, 1) AV-MNIST
-    lambda_sub: float = 1.0
-    lambda_aux: float = 1.0
-    rate_factor: bool = True  # A; without it 1
-    state_factor: bool = True  # B; without it 1
+    # a weight of 0 takes its term out; the paper: (1, 2, 1) IEMOCAP, (1, 1, 1) AV-MNIST
+    lambda_single: float = option(1.0, Number(0))
+    lambda_sub: float = option(1.0, Number(0))
+    lambda_aux: float = option(1.0, Number(0))
+    rate_factor: bool = option(True, Flag())  # A; without it 1
+    state_factor: bool = option(True, Flag())  # B; without it 1
 
-    attention_heads: int = 8
-    hidden: int = 1024  # of f_rec: 1024 AV-MNIST, 2048 IEMOCAP, 512 nuScenes
-    dropout: float = 0.1
-    train_position: bool = True  # E_pos is trained; R (IEMOCAP): False, it stays 0
+    attention_heads: int = option(8, Whole(1))
+    hidden: int = option(1024, Whole(1))  # of f_rec: 1024 AV-MNIST, 2048 IEMOCAP, 512 nuScenes
+    dropout: float = option(0.1, RATE)
+    train_position: bool = option(True, Flag())  # E_pos is trained; R (IEMOCAP): False, it stays 0
 
-    value: str | None = None  # f_acc of Eq. 4, see prediction_value
-    tolerance: float = 0.5
-    value_pass: str = "shared"  # values from the training pass (as R), or from one of their own in "eval" mode
-    shapley: str = "exact"  # Eq. 5; R: "released", see released_shapley
-    players: int | None = None  # n of released_shapley
-    permutations: int | None = None  # Monte-Carlo orders a sample (sec. 5); None: exact
-    subsets: int | None = None  # coalitions drawn a step; None: all
+    # f_acc of Eq. 4, see prediction_value
+    value: str | None = option(None, Maybe(OneOf("accuracy", "tolerance", "dice", "iou")))
+    tolerance: float = option(0.5, Number(0))
+    # values from the training pass (as R), or from one of their own in "eval" mode
+    value_pass: str = option("shared", OneOf("shared", "eval"))
+    shapley: str = option("exact", OneOf("exact", "released"))  # Eq. 5; R: "released", see released_shapley
+    players: int | None = option(None, Maybe(Whole(1)))  # n of released_shapley
+    permutations: int | None = option(None, Maybe(Whole(1)))  # Monte-Carlo orders a sample (sec. 5); None: exact
+    subsets: int | None = option(None, Maybe(Whole(1)))  # coalitions drawn a step; None: all
 
-    rate_norm: str = "mean"  # A divided by its mean; R: "none"
-    mask_negative: bool = True  # B is 0 where a modality does better than alone
-    state_norm: bool = True  # B is per sample; R (nuScenes): False
-    upper_source: str = "frozen"  # U from frozen models; R (nuScenes): "current", the heads as they are
+    rate_norm: str = option("mean", OneOf("mean", "none"))  # A divided by its mean; R: "none"
+    mask_negative: bool = option(True, Flag())  # B is 0 where a modality does better than alone
+    state_norm: bool = option(True, Flag())  # B is per sample; R (nuScenes): False
+    # U from frozen models; R (nuScenes): "current", the heads as they are
+    upper_source: str = option("frozen", OneOf("frozen", "current"))
 
-    single_loss: str = "present"  # mean over the samples that have m; R: "released", over all, after f_rec
-    subset_loss: str = "mean"  # Eq. 11; R: "strict", without the full set, sum over a sample's subsets / (2^M_n - 1)
-    subset_features: str = "encoded"  # encodings are dropped, then completed; R: "reconstructed", completed, dropped,
-    # and completed again
-    completion_loss: str = "eq13"  # R: "released", L1 to completed features, or "released_last", of one subset alone
-    all_missing: str = "exclude"  # samples with nothing count in no loss; R: "keep", in the task loss
-    columns: tuple[int, ...] | None = None  # the column of present that the losses read for each modality; R (IEMOCAP):
-    # (0, 2, 1)
+    # mean over the samples that have m; R: "released", over all, after f_rec
+    single_loss: str = option("present", OneOf("present", "released"))
+    # Eq. 11; R: "strict", without the full set, sum over a sample's subsets / (2^M_n - 1)
+    subset_loss: str = option("mean", OneOf("mean", "strict"))
+    # encodings are dropped, then completed; R: "reconstructed", completed, dropped, and completed again
+    subset_features: str = option("encoded", OneOf("encoded", "reconstructed"))
+    # R: "released", L1 to completed features, or "released_last", of one subset alone
+    completion_loss: str = option("eq13", OneOf("eq13", "released", "released_last"))
+    # samples with nothing count in no loss; R: "keep", in the task loss
+    all_missing: str = option("exclude", OneOf("exclude", "keep"))
+    # the column of present that the losses read for each modality; R (IEMOCAP): (0, 2, 1)
+    columns: tuple[int, ...] | None = option(None, Maybe(Several(Whole(0))))
 
     def __post_init__(self) -> None:
-        def one_of(name: str, *known: Any) -> None:
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name}: expected one of {known}, got {getattr(self, name)!r}")
-
-        for name in ("lambda_single", "lambda_sub", "lambda_aux", "tolerance"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name}: expected a number of at least 0, got {getattr(self, name)!r}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout: expected a rate in [0, 1), got {self.dropout}")
-        for name in ("permutations", "subsets", "players"):
-            count = getattr(self, name)
-            if count is not None and (not isinstance(count, int) or count < 1):
-                raise ValueError(f"{name}: expected None or an integer of at least 1, got {count!r}")
-        one_of("value", None, "accuracy", "tolerance", "dice", "iou")
-        one_of("value_pass", "shared", "eval")
-        one_of("shapley", "exact", "released")
-        one_of("rate_norm", "mean", "none")
-        one_of("upper_source", "frozen", "current")
-        one_of("single_loss", "present", "released")
-        one_of("subset_loss", "mean", "strict")
-        one_of("subset_features", "encoded", "reconstructed")
-        one_of("completion_loss", "eq13", "released", "released_last")
-        one_of("all_missing", "exclude", "keep")
+        check_options(self)
         if self.shapley == "released" and (self.permutations or self.subsets):
             raise ValueError("shapley: 'released' needs every coalition; leave permutations and subsets out")
         if self.subsets and (self.subset_loss, self.completion_loss) != ("mean", "eq13"):
@@ -499,12 +510,10 @@ class MCE(nn.Module):
         **options: Any,
     ):
         super().__init__()
-        if reading not in READINGS:
-            raise ValueError(f"reading: expected one of {sorted(READINGS)}, got {reading!r}")
-        if unknown := sorted(set(options) - set(MCEConfig.__dataclass_fields__)):
-            raise ValueError(f"options: unknown {unknown}; known are {sorted(MCEConfig.__dataclass_fields__)}")
-        self.config = config = MCEConfig(**{**READINGS[reading], **options})
-        names = backbone.modalities
+        self.config = config = from_reading(MCEConfig, READINGS, reading, options)
+        Maybe(Is("UpperBounds", UpperBounds))("upper", upper)
+        Maybe(Named(Is("an nn.Module", nn.Module)))("heads", heads)
+        names = BACKBONE("backbone", backbone).modalities
         if not getattr(backbone, "independent_encoders", False) or getattr(backbone, "width", None) is None:
             raise ValueError(
                 "backbone: expected one with independent encoders whose encodings have one width, `backbone.width`"
@@ -587,7 +596,7 @@ class MCE(nn.Module):
     def observe(self, present: Tensor) -> None:
         """Set A from who has what in the training split, bool [n, M]. MCE Eq. 3; Algorithm 1, line 2."""
         M = len(self.evaluator.modalities)
-        if present.shape[-1:] != (M,):
+        if Array("bool", "[*n, M]")("present", present).shape[-1:] != (M,):
             raise ValueError(f"present: expected [n, {M}], got {tuple(present.shape)}")
         seen = self._columns(present)
         factor = missing_rate_factor(seen) if self.config.rate_norm == "mean" else _inverse_rate(seen)
@@ -601,6 +610,7 @@ class MCE(nn.Module):
 
     def forward(self, batch: MultimodalBatch) -> Output:
         evaluator, config = self.evaluator, self.config
+        BATCH("batch", batch)
         if not self.training or batch.target is None:
             return Output(evaluator(batch), {})
         if len(batch.shape) != 1:

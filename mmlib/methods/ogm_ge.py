@@ -6,15 +6,15 @@ BALM, for any number of modalities of which any may be missing.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from ..backbones.base import Backbone
-from ..batch import MultimodalBatch, Output
+from ..backbones.base import BACKBONE, Backbone
+from ..batch import BATCH, MultimodalBatch, Output
+from ..checks import Array, Flag, Is, Maybe, Named, Number, OneOf, Several, Whole
 from ..coalitions import coalition_logits
 from ..layers import scoring
 from ..losses import task_loss
@@ -33,6 +33,9 @@ def ogm_coefficients(score: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
     mean of the others, for more, is our reading. A ratio of 0 / 0 is 1, and what is above 1 by rounding alone is not
     above: k jumps there, and equal scores are to be left alone.
     """
+    if len(Array("float", "[M]")("score", score)) < 2:
+        raise ValueError(f"score: expected [M] with M >= 2, got shape {tuple(score.shape)}")
+    Number(0)("alpha", alpha)
     others = (score.sum() - score) / (len(score) - 1)
     ratio = torch.where(others > 0, score / others, torch.where(score > 0, torch.inf, 1.0))
     ahead = ratio > 1 + 8 * torch.finfo(ratio.dtype).eps
@@ -74,20 +77,20 @@ class OGMGE(nn.Module):
         encoders: Mapping[str, Part | Iterable[Part]] | None = None,
     ):
         super().__init__()
-        if not 0 <= alpha < math.inf:
-            raise ValueError(f"alpha: expected a number of at least 0, got {alpha!r}")
-        if rows not in ("all", "present"):
-            raise ValueError(f"rows: expected 'all' or 'present', got {rows!r}")
-        if active_epochs is not None and (len(active_epochs) != 2 or active_epochs[0] > active_epochs[1]):
+        self.backbone: Backbone = BACKBONE("backbone", backbone)
+        self.alpha = Number(0)("alpha", alpha)
+        self.noise = Flag()("noise", noise)
+        self.rows = OneOf("all", "present")("rows", rows)
+        self.active_epochs = Maybe(Several(Whole(0), 2, 2))("active_epochs", active_epochs)
+        if active_epochs is not None and active_epochs[0] > active_epochs[1]:
             raise ValueError(f"active_epochs: expected None or a pair (first, last), got {active_epochs!r}")
-        self.backbone = backbone
-        self.alpha, self.noise, self.rows, self.active_epochs = alpha, noise, rows, active_epochs
         self.kernels_only = kernels_only
+        Maybe(Named(Is("modules, parameters or pairs (parameter, index)", object)))("encoders", encoders)
         chosen = encoders_of(backbone) if encoders is None else encoders
         if set(chosen) != set(backbone.modalities):
             raise ValueError(f"encoders: expected one for each of {list(backbone.modalities)}, got {sorted(chosen)}")
         self.encoders = EncoderGradients(backbone, {m: chosen[m] for m in backbone.modalities})
-        if kernels_only:
+        if Flag()("kernels_only", kernels_only):
             kernels = {m: [part for part in parts if part[0].ndim == 4] for m, parts in self.encoders.parts.items()}
             self.encoders = EncoderGradients(backbone, kernels)
         self.scaled = self.encoders.names
@@ -101,6 +104,7 @@ class OGMGE(nn.Module):
         return dict(zip(("score", "ratio", "coefficient"), self.last_values, strict=True))
 
     def forward(self, batch: MultimodalBatch) -> Output:
+        BATCH("batch", batch)
         if not self.training or batch.target is None:
             return Output(self.backbone(batch), {})
         y, real = batch.target, batch.extras.get("utterance")

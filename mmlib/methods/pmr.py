@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..backbones.base import Backbone
-from ..batch import MultimodalBatch, MultimodalDataset, Output
+from ..backbones.base import BACKBONE, Backbone
+from ..batch import BATCH, DATASET, MultimodalBatch, MultimodalDataset, Output
+from ..checks import Array, Either, Number, OneOf, Whole
 from ..layers import scoring
 from ..losses import task_loss
 
@@ -29,6 +30,14 @@ def prototype_log_probabilities(h: Tensor, prototypes: Tensor, seen: Tensor) -> 
     h [..., n, d], prototypes [..., K, d], seen bool [..., K] -> [..., n, K]. A class without a prototype takes no part:
     its entry is about -3e38, its probability 0. Where no class has one, all are alike.
     """
+    Array("float", "[..., n, d]")("h", h)
+    Array("float", "[..., K, d]")("prototypes", prototypes)
+    Array("bool", "[..., K]")("seen", seen)
+    if h.shape[-1] != prototypes.shape[-1] or seen.shape != prototypes.shape[:-1]:
+        raise ValueError(
+            f"h, prototypes, seen: expected [..., n, d], [..., K, d] and [..., K], got {tuple(h.shape)}, "
+            f"{tuple(prototypes.shape)} and {tuple(seen.shape)}"
+        )
     h, prototypes = (x.float() if x.dtype in (torch.float16, torch.bfloat16) else x for x in (h, prototypes))
     # cdist's gradient at distance 0 is 0, where that of a square root is infinite.
     logits = -torch.cdist(h, prototypes, compute_mode="donot_use_mm_for_euclid_dist")
@@ -83,39 +92,29 @@ class PMR(nn.Module):
         rows: int = 512,
     ):
         super().__init__()
-
-        def need(condition: bool, name: str, expected: str, got: object) -> None:
-            if not condition:
-                raise ValueError(f"{name}: expected {expected}, got {got!r}")
-
-        need(isinstance(classes, int) and classes >= 2, "classes", "an integer of at least 2 (no scores)", classes)
-        need(alpha >= 0, "alpha", "a number of at least 0", alpha)
-        need(0 <= momentum < 1, "momentum", "a weight in [0, 1)", momentum)
-        need(0 < share <= 1, "share", "a share in (0, 1]", share)
-        need(coefficient in ("one", "ratio"), "coefficient", "'one' or 'ratio'", coefficient)
-        need(score in ("sum", "mean"), "score", "'sum' or 'mean'", score)
-        need(regulariser >= 0, "regulariser", "a number of at least 0", regulariser)
-        need(
-            isinstance(regulariser_epochs, int) and regulariser_epochs >= 0,
-            "regulariser_epochs",
-            "an integer of at least 0",
-            regulariser_epochs,
-        )
-        need(isinstance(rows, int) and rows >= 1, "rows", "an integer of at least 1", rows)
+        self.backbone: Backbone = BACKBONE("backbone", backbone)
+        self.classes = Whole(2)("classes", classes)
+        self.alpha = Number(0)("alpha", alpha)
+        self.momentum = Number(0, below=1)("momentum", momentum)
+        self.share = Number(above=0, high=1)("share", share)
+        self.coefficient = OneOf("one", "ratio")("coefficient", coefficient)
+        self.score = OneOf("sum", "mean")("score", score)
+        self.regulariser = Number(0)("regulariser", regulariser)
+        self.regulariser_epochs = Whole(0)("regulariser_epochs", regulariser_epochs)
+        self.rows = Whole(1)("rows", rows)
         width = getattr(backbone, "width", None)
-        need(isinstance(width, int), "backbone", "one whose encodings have a common width", type(backbone).__name__)
-        self.backbone, self.classes = backbone, classes
-        self.alpha, self.momentum, self.share = alpha, momentum, share
-        self.coefficient, self.score = coefficient, score
-        self.regulariser, self.regulariser_epochs, self.rows = regulariser, regulariser_epochs, rows
+        if not isinstance(width, int):
+            raise ValueError(
+                f"backbone: expected one whose encodings have a common width, got {type(backbone).__name__}"
+            )
         self.early = True
         self.last: dict[str, Tensor] = {}
         modalities = len(backbone.modalities)
-        self.register_buffer("prototypes", torch.zeros(modalities, classes, int(width or 0)))
+        self.register_buffer("prototypes", torch.zeros(modalities, classes, width))
         self.register_buffer("seen", torch.zeros(modalities, classes, dtype=torch.bool))
 
     def forward(self, batch: MultimodalBatch) -> Output:
-        h = self.backbone.encode(batch)
+        h = self.backbone.encode(BATCH("batch", batch))
         logits = self.backbone.decode(self.backbone.fuse(h, batch.present, batch))
         if not self.training or batch.target is None:
             return Output(logits, {})
@@ -163,7 +162,8 @@ class PMR(nn.Module):
     @torch.no_grad()
     def update_prototypes(self, data: MultimodalDataset | MultimodalBatch, rows: Tensor | None = None) -> None:
         """Move the prototypes towards the class means of ``data``, or of its samples at ``rows`` int64 [r]."""
-        rows = torch.arange(len(data)) if rows is None else rows
+        Either(DATASET, BATCH)("data", data)
+        rows = torch.arange(len(data)) if rows is None else Array("integer", "[r]")("rows", rows)
         sums = torch.zeros_like(self.prototypes)
         counts = sums.new_zeros(self.seen.shape)
         with scoring(self.backbone):

@@ -175,24 +175,17 @@ def discrepancies(fused: Tensor, unimodal: Tensor, target: Tensor, kind: str = "
     if kind not in ("kl", "mse", "accuracy"):
         raise ValueError(f"kind: expected 'kl', 'mse' or 'accuracy', got {kind!r}")
     fused, unimodal = (x.float() if x.dtype in (torch.float16, torch.bfloat16) else x for x in (fused, unimodal))
-    scores, labels = target.is_floating_point(), target.dtype == torch.bool
+    if target.dtype == torch.bool:  # each label is a score of its own
+        each = discrepancies(fused.reshape(-1, 1), unimodal.flatten(1)[..., None], target.flatten().to(fused), kind)
+        return each.unflatten(-1, target.shape).mean(-1)
+    scores = target.is_floating_point()
     if kind == "accuracy":
-        if labels:
-            return ((unimodal > 0) == target).to(unimodal.dtype).mean(-1)
         right = (unimodal[..., 0] > 0) == (target > 0) if scores else unimodal.argmax(-1) == target
         return right.to(unimodal.dtype)
-    if labels:
-        fused, unimodal = (F.logsigmoid(torch.stack([-x, x], -1)) for x in (fused, unimodal))
-        return _divergence(fused, unimodal, kind).mean(-1)
     if scores:
         fused, unimodal = (F.logsigmoid(torch.cat([-x, x], -1)) for x in (fused, unimodal))
     else:
         fused, unimodal = fused.log_softmax(-1), unimodal.log_softmax(-1)
-    return _divergence(fused, unimodal, kind)
-
-
-def _divergence(fused: Tensor, unimodal: Tensor, kind: str) -> Tensor:
-    """Of log-probabilities, classes last: "kl" or "mse"."""
     p = fused.exp()
     if kind == "mse":
         return (p - unimodal.exp()).square().mean(-1)

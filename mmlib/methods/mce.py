@@ -615,6 +615,10 @@ class MCE(nn.Module):
             return Output(evaluator(batch), {})
         if len(batch.shape) != 1:
             raise ValueError(f"batch: expected samples [B], got the leading shape {batch.shape}")
+        if config.single_loss == "released" and batch.target.dtype == torch.bool:
+            raise ValueError(
+                "single_loss: 'released' gives missing samples the class 0, of which labels have none; use 'present'"
+            )
         if config.rate_factor and self.rates.isnan().any():
             raise ValueError("present: A is not known yet; call observe(train.present) before training without fit")
         y, present = batch.target, self._columns(batch.present)
@@ -751,7 +755,7 @@ class MCE(nn.Module):
                 # The release zeroes logits and labels of missing samples: a constant loss, in a mean over all samples.
                 logits = self._head(name, first_pass[name])
                 logits = torch.where(_like(there, logits), logits, 0)
-                losses.append(sample_losses(logits, y.masked_fill(~_like(there, y), 0), lead=1).mean())
+                losses.append(sample_losses(logits, torch.where(_like(there, y), y, 0), lead=1).mean())
             else:
                 each = sample_losses(self._head(name, h[name]), y, lead=1)
                 losses.append((each * there).sum() / there.sum().clamp_min(1))

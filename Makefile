@@ -15,7 +15,11 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONUNBUFFERED := 1
 unexport MPLBACKEND
 
-.PHONY: help book html refresh test lint bench clean setup
+NBVAL := --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg
+CHAPTER_FOLDERS := book/foundations book/methods
+SPREAD := -n $(WORKERS) --dist loadscope --no-loadscope-reorder
+
+.PHONY: help book html refresh test quick kernels lint bench clean setup
 
 help: ## show this list
 	@echo "make COMMAND, where COMMAND is"
@@ -40,9 +44,13 @@ lint: setup ## ruff and mypy
 	@$(PYTHON) -m mypy
 
 test: lint ## style, types, every test, every chapter cell by cell, and the built book in a browser
-	@$(PYTHON) -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder --durations=15 -rs \
-		--nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg \
-		tests/book book/foundations book/methods tests
+	@$(PYTHON) -m pytest $(SPREAD) --durations=15 -rs $(NBVAL) tests/book $(CHAPTER_FOLDERS) tests
+
+quick: lint ## style, types and the fast tests of the library: under a minute
+	@$(PYTHON) -m pytest -q $(SPREAD) -m "not slow" tests --ignore tests/book
+
+kernels: setup ## the stored rows and the chapters once more, on the arithmetic of an older CPU
+	@$(PYTHON) tests/kernels.py $(PYTHON) -m pytest $(SPREAD) -rs $(NBVAL) tests/book/test_rows.py $(CHAPTER_FOLDERS)
 
 bench: setup ## speed against naive versions; BENCH_SAVE=1 BENCH_DEVICE="name" stores the ratios
 	@mkdir -p _build

@@ -4,7 +4,7 @@ from .batch import MultimodalBatch, MultimodalDataset, Output
 from .methods import BALM, DEAR, DREAM, MCE
 from .missing import MissingMask, MissingPlan
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "BALM",
     "DEAR",

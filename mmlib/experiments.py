@@ -20,7 +20,9 @@ import logging
 import math
 import os
 import platform
+import re
 import subprocess
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -83,6 +85,8 @@ NUMBERS: dict[str, type] = {
 }  # the columns that hold numbers; an empty one is unknown
 KINDS = {int: "a whole number", float: "a number"}
 MACHINE = ("data_root", "device", "progress")  # entries of a config that say where it runs, not what it computes
+
+POLL = 0.2  # seconds between two looks at the runs that other processes have
 
 Config = dict[str, Any]
 Run = Callable[[Config], list[dict[str, Any]]]
@@ -172,9 +176,11 @@ def predictions(path: str | Path, config: Mapping[str, Any] | str) -> dict[str, 
     """The stored predictions of one run (a config or its hash): per test condition [n], besides ``target`` and ``ids``.
 
     Classes are int16, scores float32; a sample that a condition leaves empty is -1 or NaN. Raises FileNotFoundError
-    where none are stored, ValueError for a file that cannot be read.
+    where none are stored, ValueError for what is no hash and for a file that cannot be read, which it names.
     """
     key = config if isinstance(config, str) else config_hash(config)
+    if not re.fullmatch("[0-9a-f]{16}", key):
+        raise ValueError(f"config: expected a config, or the 16 hexadecimal digits of its hash, got {key!r:.100}")
     file = _predictions_file(Path(path), key)
     if not file.exists():
         raise FileNotFoundError(f"config: no predictions of {key} are stored beside {Path(path).name}")
@@ -280,14 +286,13 @@ def _frame(rows: list[dict[str, str]]) -> pd.DataFrame:
 
 
 def _append(path: Path, key: str, rows: list[dict[str, str]], arrays: Mapping[str, np.ndarray]) -> None:
-    """Store one run. The whole file is replaced at once, so no crash or full disk can harm what is in it."""
+    """Store a run that is claimed. The whole file is replaced at once: no crash or full disk harms what is in it."""
     from filelock import FileLock
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     if arrays:
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-        atomic_write(_predictions_file(path, key), buffer.getbuffer())
+        atomic_write(_predictions_file(path, key), buffer.getbuffer(), locked=True)  # the run is claimed
     with FileLock(path.with_name(f".{path.name}.lock")):
         stored = _read(path)
         if key in stored:  # another process was faster
@@ -307,7 +312,7 @@ def _write(path: Path, runs: Iterable[list[dict[str, str]]]) -> None:
         writer.writerow(first)
         same = dict.fromkeys((name for name in ONCE if all(row[name] == first[name] for row in rest)), "")
         writer.writerows({**row, **same} for row in rest)
-    atomic_write(path, text.getvalue().encode())
+    atomic_write(path, text.getvalue().encode(), locked=True)
 
 
 # Running
@@ -337,8 +342,9 @@ def load_or_run(
     experiment : what the rows belong to; default the file's stem
     command : what a reader types to fill this file; it is stored with every row
 
-    Interrupted or killed, it goes on where it was when called again; several processes may fill one file. A run that
-    raises does not stop the others: what finished is stored, then RuntimeError names the failed ones. Raises ValueError
+    Interrupted or killed, it goes on where it was when called again. Several processes that fill one file share its
+    runs: each is done by one of them, and by another one if that one dies. A run that raises does not stop the others:
+    what finished is stored, then RuntimeError names the failed ones. Raises ValueError
     for a results file of another schema or experiment, OSError when the disk is full; what was stored stays.
     """
     path = Path(path)
@@ -360,38 +366,108 @@ def load_or_run(
     todo = {key: config for key, config in by_key.items() if key not in stored}
     facts = {"experiment": experiment, "command": command, "commit": _commit()}
     failed: dict[str, str] = {}
-    results = _run_all(todo, run, workers, backend, client, threads)
-    with contextlib.closing(results):
-        for key, rows, arrays, trace in _bar(results, len(todo), progress):
-            if trace is None:
-                try:
-                    if not rows:
-                        raise ValueError("run: expected at least one row, got none")
-                    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-                    common = {**facts, "date": now}
-                    _append(path, key, [_complete(row, key, by_key[key], common) for row in rows], arrays)
-                except (TypeError, ValueError) as error:
-                    trace = f"{type(error).__name__}: {error}"
-            if trace is not None:
-                failed[key] = trace
+    total = len(todo)
+    with _Claims(path, todo) as claims, _bar(total, progress) as bar:
+        while todo:
+            with contextlib.closing(_run_all(claims, run, workers, backend, client, threads)) as results:
+                for key, rows, arrays, trace in results:
+                    if trace is None:
+                        try:
+                            if not rows:
+                                raise ValueError("run: expected at least one row, got none")
+                            now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+                            common = {**facts, "date": now}
+                            _append(path, key, [_complete(row, key, by_key[key], common) for row in rows], arrays)
+                        except (TypeError, ValueError) as error:
+                            trace = f"{type(error).__name__}: {error}"
+                    if trace is not None:
+                        failed[key] = trace
+                    claims.drop(key)
+                    bar.update(total - len(todo) - bar.n)
+            claims.wait()
     if failed:
         key, trace = next(iter(failed.items()))
         raise RuntimeError(
-            f"{len(failed)} of {len(todo)} runs failed, the others are stored in {path.name}. The first, {key}, was "
+            f"{len(failed)} of {total} runs failed, the others are stored in {path.name}. The first, {key}, was "
             f"{_canonical(by_key[key])}:\n{trace}"
         )
     done = _read(path)
     return _frame([row for key in keys for row in done[key]])
 
 
+class _Claims:
+    """The runs of ``todo`` that this process takes: each by a lock beside the results file, which keeps others off it.
+
+    Iterating takes them one by one and passes over those that other processes have; `wait` before the next pass, which
+    finds them stored or given back. The system gives back a process's locks when it dies, however it does. What is
+    stored meanwhile leaves ``todo``.
+    """
+
+    def __init__(self, path: Path, todo: dict[str, Config]):
+        self.path, self.todo = path, todo
+        self.held: dict[str, Any] = {}
+        self.error: Exception | None = None
+
+    def __enter__(self) -> _Claims:
+        return self
+
+    def __iter__(self) -> Iterator[tuple[str, Config]]:
+        try:
+            for key in list(self.todo):
+                if self._take(key):
+                    yield key, self.todo[key]
+        except Exception as error:  # joblib asks for runs in a thread of its own, in which errors are lost
+            self.error = error
+
+    def _take(self, key: str) -> bool:
+        from filelock import FileLock, Timeout
+
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path.with_name(f".{self.path.stem}.{key}.lock"), thread_local=False)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            return False
+        self.held[key] = lock
+        if key in _read(self.path):  # another process was faster
+            self.drop(key)
+            return False
+        return True
+
+    def drop(self, key: str) -> None:
+        """The run is stored, or failed: it is no longer to do."""
+        self.todo.pop(key, None)
+        self._give_back(key)
+
+    def _give_back(self, key: str) -> None:
+        lock = self.held.pop(key)
+        with contextlib.suppress(OSError):  # while it is held: who opened it before sees that it is gone
+            os.unlink(lock.lock_file)
+        lock.release()
+
+    def wait(self) -> None:
+        """A moment for those who have the rest. Raises what went wrong while runs were taken."""
+        if self.error is not None:
+            raise self.error
+        if self.todo:
+            time.sleep(POLL)
+
+    def __exit__(self, *_: Any) -> None:
+        for key in list(self.held):
+            self._give_back(key)
+
+
 def _run_all(
-    todo: Mapping[str, Config], run: Run, workers: int, backend: str, client: Any, threads: int
+    todo: Iterable[tuple[str, Config]], run: Run, workers: int, backend: str, client: Any, threads: int
 ) -> Generator[Done, None, None]:
     """Each finished run as soon as it is: its key, rows and predictions, or the traceback."""
-    if not todo:
+    todo = iter(todo)
+    first = next(todo, None)
+    if first is None:
         return
+    todo = itertools.chain([first], todo)
     if workers == 1 and backend != "dask":
-        for key, config in todo.items():
+        for key, config in todo:
             yield _run_one(run, key, config, threads)
         return
     import joblib
@@ -415,8 +491,9 @@ def _run_all(
         options["inner_max_num_threads"] = threads
     try:
         with joblib.parallel_config(backend=backend, n_jobs=workers, **options):
-            parallel = joblib.Parallel(return_as="generator_unordered", batch_size=1)
-            yield from parallel(joblib.delayed(_run_one)(run, key, config, threads) for key, config in todo.items())
+            # a run is taken when a worker is free for it: what waits here, another process may do
+            parallel = joblib.Parallel(return_as="generator_unordered", batch_size=1, pre_dispatch="n_jobs")
+            yield from parallel(joblib.delayed(_run_one)(run, key, config, threads) for key, config in todo)
     finally:
         if cluster is not None:
             client.close()
@@ -459,10 +536,10 @@ def _text(value: Any) -> str:
     return repr(value) if isinstance(value, float) else str(value)
 
 
-def _bar(results: Iterable[Any], total: int, progress: bool) -> Iterable[Any]:
+def _bar(total: int, progress: bool) -> Any:
     from tqdm import tqdm
 
-    return tqdm(results, total=total, unit="run", disable=not progress or not total)
+    return tqdm(total=total, unit="run", disable=not progress or not total)
 
 
 def _kernels() -> str:

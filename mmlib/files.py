@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import tempfile
+import time
 from pathlib import Path
 
 __all__ = ["atomic_write"]
 
 
-def atomic_write(path: str | os.PathLike[str], content: bytes | memoryview) -> None:
+STALE = 24 * 3600.0  # seconds after which nobody writes on
+
+
+def atomic_write(path: str | os.PathLike[str], content: bytes | memoryview, *, locked: bool = False) -> None:
     """Replace the file as a whole: readers see the old content or the new, even if the machine stops in between.
+
+    What a writer that was killed left beside the file is removed after a day.
+
+    locked : no other process writes this file now (the caller holds a lock on it): leftovers are removed at once
 
     Raises OSError with the reason (a full disk, no permission); the old file is then untouched.
     """
@@ -19,6 +28,7 @@ def atomic_write(path: str | os.PathLike[str], content: bytes | memoryview) -> N
     temporary: str | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path, 0.0 if locked else STALE)
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
         with os.fdopen(handle, "wb") as file:
             file.write(content)
@@ -41,6 +51,14 @@ def atomic_write(path: str | os.PathLike[str], content: bytes | memoryview) -> N
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def _sweep(path: Path, age: float) -> None:
+    """Remove temporary files of this path that nobody wrote to for so many seconds."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.{'?' * 8}.tmp"):  # the names that mkstemp gives
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime >= age:
+                left.unlink()
 
 
 def _umask() -> int:

@@ -11,6 +11,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -166,9 +167,17 @@ def test_predictions_are_kept_beside_the_rows(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no predictions of .* beside squares\.csv"):
         predictions(path, {"x": 5})
     file = tmp_path / "squares.predictions" / f"{config_hash({'x': 4})}.npz"
-    file.write_bytes(file.read_bytes()[:40])
-    with pytest.raises(ValueError, match="not a readable predictions file"):
-        predictions(path, {"x": 4})
+    whole = file.read_bytes()
+    (tmp_path / "y.npz").write_bytes(whole)
+    for key in ("../y", "../squares.predictions/" + file.stem, file.stem.upper(), file.stem[:-1], ""):
+        with pytest.raises(
+            ValueError, match="config: expected a config, or the 16 hexadecimal digits of its hash, got"
+        ):
+            predictions(path, key)
+    for damaged in (whole[:40], whole[:-1], whole.replace(b"\x04\x00", b"\x05\x00"), whole[:60] + b"?" + whole[61:]):
+        file.write_bytes(damaged)
+        with pytest.raises(ValueError, match=rf"{file.name}: not a readable predictions file"):
+            predictions(path, {"x": 4})
 
 
 def test_a_failing_run_does_not_stop_the_others(tmp_path: Path) -> None:
@@ -305,40 +314,93 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 SWEEP = """
 import sys, time
-from mmlib.experiments import Rows, grid, load_or_run
-from test_experiments import square
+from mmlib.experiments import grid, load_or_run
+from test_experiments import logged
 
-def slow(config):
-    if len(sys.argv) > 2 and config["x"] == 4:
+def run(config):
+    if config["x"] == 4:
         print("reached", flush=True)
-        time.sleep(600)
-    return square(config)
+        time.sleep(float(sys.argv[2]))
+    return logged(config)
 
-load_or_run(sys.argv[1], grid(x=[1, 2, 3, 4, 5]), slow)
+load_or_run(sys.argv[1], grid(x=[1, 2, 3, 4, 5], log=sys.argv[3]), run, workers=int(sys.argv[4]))
 """
 
 
-@pytest.mark.slow
-def test_kill_minus_nine_loses_no_finished_row(tmp_path: Path) -> None:
-    script = tmp_path / "sweep.py"
-    script.write_text(SWEEP)
-    path = tmp_path / "squares.csv"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
-    process = subprocess.Popen(
-        [sys.executable, str(script), str(path), "wait"], env=environment, stdout=subprocess.PIPE, text=True
+def logged(config: dict) -> Rows:
+    """A run that writes down that it was done, not too fast."""
+    with Path(config["log"]).open("a") as file:
+        file.write(f"{config['x']}\n")
+    time.sleep(0.05)
+    return square(config)
+
+
+def start(folder: Path, pause: float, workers: int = 1) -> subprocess.Popen:
+    (folder / "sweep.py").write_text(SWEEP)
+    return subprocess.Popen(
+        [sys.executable, "sweep.py", "squares.csv", str(pause), "log", str(workers)],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])},
+        stdout=subprocess.PIPE,
+        text=True,
     )
+
+
+@pytest.mark.slow
+def test_what_a_killed_process_had_claimed_is_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = Path("squares.csv")
+    configs = grid(x=[1, 2, 3, 4, 5], log="log")
+    process = start(tmp_path, pause=600)
     try:
         assert process.stdout.readline() == "reached\n"
+        assert missing_rows(path, configs) == configs[3:]
+        left = Path(".squares.csv.abcdefgh.tmp")
+        left.write_text("what a write that was killed left")
+        kill = threading.Timer(1.0, os.kill, (process.pid, signal.SIGKILL))
+        kill.start()
+        shared = load_or_run(path, configs, logged)
+        assert not kill.is_alive(), "it waited for the run that the other process had"
     finally:
-        os.kill(process.pid, signal.SIGKILL)
+        process.kill()
         process.wait()
         process.stdout.close()
-    configs = grid(x=[1, 2, 3, 4, 5])
-    assert missing_rows(path, configs) == configs[3:]
-    resumed = load_or_run(path, configs, square)
-    assert [c["x"] for c in CALLS] == [4, 5]
-    uninterrupted = load_or_run(tmp_path / "again" / "squares.csv", configs, square)
-    assert stable(resumed).equals(stable(uninterrupted))
+    assert [c["x"] for c in CALLS] == [5, 4]
+    assert Path("log").read_text().split() == ["1", "2", "3", "5", "4"]
+    assert {f.name for f in Path().glob(".*")} == {".squares.csv.lock"}, "no claim and no temporary file is left"
+    alone = load_or_run("again.csv", configs, square, experiment="squares")
+    assert stable(shared.sort_values(["config_hash", "test"])).equals(
+        stable(alone.sort_values(["config_hash", "test"]))
+    )
+
+
+@pytest.mark.slow
+def test_processes_share_the_runs_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    configs = grid(x=[1, 2, 3, 4, 5], log="log")
+    process = start(tmp_path, pause=1, workers=2)
+    assert process.stdout.readline() == "reached\n"
+    shared = load_or_run("squares.csv", [*configs[::-1], *grid(x=[6, 7], log="log")], logged)
+    process.communicate(timeout=120)
+    assert process.returncode == 0
+    assert sorted(Path("log").read_text().split()) == list("1234567")
+    assert {6, 7} <= {c["x"] for c in CALLS}
+    assert 4 not in {c["x"] for c in CALLS}, "the other process does it"
+    assert len(shared) == len(load_rows("squares.csv")) == 14
+    assert {f.name for f in Path().glob(".*")} == {".squares.csv.lock"}
+
+
+def test_a_file_that_is_damaged_meanwhile_ends_the_sweep(tmp_path: Path) -> None:
+    path = tmp_path / "squares.csv"
+
+    def run(config: dict) -> Rows:
+        if config["x"] == 2:
+            path.write_text("no results\n")
+        return square(config)
+
+    with pytest.raises(ValueError, match=r"squares\.csv: expected a results file"):
+        load_or_run(path, grid(x=list(range(8))), run, workers=2, backend="threading")
+    assert len(CALLS) < 8
 
 
 def slowly(config: dict) -> Rows:
@@ -347,7 +409,7 @@ def slowly(config: dict) -> Rows:
 
 
 @pytest.mark.slow
-def test_processes_give_what_one_gives_and_share_a_file(tmp_path: Path) -> None:
+def test_processes_give_what_one_gives(tmp_path: Path) -> None:
     configs = grid(x=list(range(12)))
     here = load_or_run(tmp_path / "one" / "squares.csv", configs, slowly)
     there = load_or_run(tmp_path / "two" / "squares.csv", configs, slowly, workers=2)
@@ -355,20 +417,6 @@ def test_processes_give_what_one_gives_and_share_a_file(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="1 of 2 runs failed"):
         load_or_run(tmp_path / "two" / "squares.csv", [{"x": 20}, {"x": 21, "fails": True}], square, workers=2)
     assert len(load_rows(tmp_path / "two" / "squares.csv", [{"x": 20}])) == 2
-
-    # two sweeps at once fill one file: every run once, none lost
-    shared = tmp_path / "three" / "squares.csv"
-    script = tmp_path / "both.py"
-    script.write_text(
-        "import sys\nfrom mmlib.experiments import grid, load_or_run\nfrom test_experiments import slowly\n"
-        "load_or_run(sys.argv[1], grid(x=list(range(12))), slowly)\n"
-    )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
-    both = [subprocess.Popen([sys.executable, str(script), str(shared)], env=environment) for _ in range(2)]
-    assert [process.wait(timeout=120) for process in both] == [0, 0]
-    assert stable(load_rows(shared, configs)).equals(stable(here))
-    with shared.open(newline="") as file:
-        assert sum(1 for _ in csv.reader(file)) == 1 + 24
 
 
 @pytest.mark.slow

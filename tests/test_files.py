@@ -61,3 +61,34 @@ def test_a_folder_in_the_way_is_said_and_an_interruption_leaves_nothing(
     with pytest.raises(KeyboardInterrupt):
         atomic_write(tmp_path / "other.csv", b"new")
     assert [p.name for p in tmp_path.iterdir()] == ["rows.csv"]
+
+
+def test_what_a_killed_writer_left_is_swept_but_no_living_writers_file(tmp_path: Path) -> None:
+    script = (
+        "import os, runpy, sys, time\n"
+        "write = runpy.run_path('mmlib/files.py')['atomic_write']\n"
+        "os.replace = lambda *_: (print('written', flush=True), time.sleep(600))\n"
+        "write(sys.argv[1], b'new')\n"
+    )
+    path = tmp_path / "rows.csv"
+    writer = subprocess.Popen([sys.executable, "-c", script, str(path)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "written\n"
+        atomic_write(path, b"other")
+        (left,) = tmp_path.glob(".rows.csv.*.tmp")  # it may still be at work
+    finally:
+        writer.kill()
+        writer.wait()
+        writer.stdout.close()
+    stranger = tmp_path / ".rows.csv.backup.tmp"
+    stranger.touch()
+    atomic_write(path, b"one")
+    assert left.exists()
+    long_ago = left.stat().st_mtime - 2 * 24 * 3600
+    os.utime(left, (long_ago, long_ago))
+    atomic_write(path, b"two")
+    assert {f.name for f in tmp_path.iterdir()} == {"rows.csv", stranger.name}
+    left.touch()
+    atomic_write(path, b"three", locked=True)  # nobody else writes it: whatever is there was left
+    assert {f.name for f in tmp_path.iterdir()} == {"rows.csv", stranger.name}

@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .batch import MultimodalBatch, per_frame
+from .batch import BATCH, MultimodalBatch, per_frame
+from .checks import Array, Device, Flag, Function, Is, Maybe, Named, Number, OneOf, Whole
 from .layers import scoring
 
 __all__ = [
@@ -51,11 +52,11 @@ def coalition_masks(M: int, device: torch.device | str | None = None) -> Tensor:
 
     Raises ValueError unless 1 <= M <= 16.
     """
-    if not isinstance(M, int) or not 1 <= M <= MAX_EXACT:
+    if Whole(1)("M", M) > MAX_EXACT:
         raise ValueError(
             f"M: expected an integer from 1 to {MAX_EXACT}, got {M}; with more modalities use monte_carlo_shapley"
         )
-    return _bits(torch.arange(2**M, device=device), M)
+    return _bits(torch.arange(2**M, device=Maybe(Device())("device", device)), M)
 
 
 def _bits(codes: Tensor, M: int) -> Tensor:
@@ -65,6 +66,7 @@ def _bits(codes: Tensor, M: int) -> Tensor:
 
 def shapley_weights(M: int) -> tuple[float, ...]:
     """The weight s! (M - s - 1)! / M! of a coalition of s other modalities, for s = 0, ..., M - 1."""
+    Whole(1)("M", M)
     return tuple(math.factorial(s) * math.factorial(M - s - 1) / math.factorial(M) for s in range(M))
 
 
@@ -91,9 +93,12 @@ _cached_matrix = lru_cache(maxsize=MAX_EXACT)(_build_matrix)
 _cached_pairs = lru_cache(maxsize=MAX_EXACT)(_build_pairs)
 
 
-def players_of(table: Tensor, name: str) -> int:
+TABLE = Array("float integer bool", "[..., 2**M]")
+
+
+def _players(table: Tensor, name: str) -> int:
     """M, from a table [..., 2**M]."""
-    count = table.shape[-1] if table.ndim else 0
+    count = TABLE(name, table).shape[-1]
     M = count.bit_length() - 1
     if count < 2 or count != 2**M:
         raise ValueError(
@@ -120,7 +125,7 @@ def shapley_values(v: Tensor) -> Tensor:
 
     Raises ValueError for a last axis that is no power of two, for M > 16, and for NaN or infinite values.
     """
-    M = players_of(v, "v")
+    M = _players(v, "v")
     _check_finite(v, "v")
     if not v.is_floating_point():
         v = v.to(torch.get_default_dtype())
@@ -136,11 +141,11 @@ def prediction_shift_score(predictions: Tensor) -> Tensor:
 
     Raises TypeError for floating predictions (see `discrete_predictions`), ValueError as `shapley_values`.
     """
-    if predictions.is_floating_point():
+    if TABLE("predictions", predictions).is_floating_point():
         raise TypeError(
             f"predictions: expected integer classes, got {predictions.dtype}; use discrete_predictions for scores"
         )
-    M = players_of(predictions, "predictions")
+    M = _players(predictions, "predictions")
     without, joined, weights = _build_pairs(M) if torch.compiler.is_compiling() else _cached_pairs(M)
     device, dtype = predictions.device, torch.get_default_dtype()
     shift = predictions[..., joined.to(device)] != predictions[..., without.to(device)]
@@ -155,7 +160,8 @@ def prediction_accuracy_score(predictions: Tensor, target: Tensor) -> Tensor:
 
     ``target`` broadcasts against ``predictions[..., 0]``; ValueError if it does not.
     """
-    M = players_of(predictions, "predictions")
+    M = _players(predictions, "predictions")
+    Array("integer bool", "[...]")("target", target)
     try:
         target = torch.broadcast_to(target, predictions.shape[:-1])
     except RuntimeError:
@@ -178,12 +184,19 @@ def permutation_shapley(value: Callable[[Tensor], Tensor], present: Tensor, orde
 
     Raises ValueError for wrong shapes, for M > 62, and where ``value`` returns a wrong shape, NaN or infinity.
     """
-    if present.dtype != torch.bool or present.ndim != 2:
-        raise ValueError(f"present: expected bool [B, M], got {present.dtype} {tuple(present.shape)}")
+    Array("integer", "[B, R, M]")("orders", orders)
+    M = Array("bool", "[B, M]")("present", present).shape[1]
+    if orders.shape[2] == M and not torch.equal(orders.sort(-1).values, torch.arange(M).to(orders).expand_as(orders)):
+        raise ValueError(f"orders: expected permutations of 0 to {M - 1} along the last axis, got others")
+    return _permutation_shapley(value, present, orders)
+
+
+def _permutation_shapley(value: Callable[[Tensor], Tensor], present: Tensor, orders: Tensor) -> Tensor:
+    Function("a function of masks [S, B, M]")("value", value)
     B, M = present.shape
     if not 1 <= M <= 62:
         raise ValueError(f"present: expected 1 to 62 modalities, got {M}")
-    if orders.ndim != 3 or orders.shape[0] != B or orders.shape[2] != M or orders.shape[1] < 1:
+    if orders.shape[0] != B or orders.shape[2] != M or orders.shape[1] < 1:
         raise ValueError(f"orders: expected int64 [{B}, R, {M}] with R >= 1, got {tuple(orders.shape)}")
     R = orders.shape[1]
     joins = torch.gather(present.long() << torch.arange(M, device=present.device), 1, orders.flatten(1))
@@ -199,7 +212,7 @@ def permutation_shapley(value: Callable[[Tensor], Tensor], present: Tensor, orde
     masks = _bits(distinct.t(), M)
 
     values = value(masks)
-    if values.shape != (S, B):
+    if Array("float integer bool", "[...]")("value", values).shape != (S, B):
         raise ValueError(f"value: expected a function that returns [{S}, {B}] for masks [{S}, {B}, {M}], "
                          f"got shape {tuple(values.shape)}")  # fmt: skip
     if not values.is_floating_point():
@@ -230,17 +243,16 @@ def monte_carlo_shapley(
 
     Raises ValueError for permutations < 1 and as `permutation_shapley`.
     """
-    if not isinstance(permutations, int) or permutations < 1:
-        raise ValueError(f"permutations: expected an integer of at least 1, got {permutations}")
-    if present.ndim != 2:
-        raise ValueError(f"present: expected bool [B, M], got {present.dtype} {tuple(present.shape)}")
-    B, M = present.shape
+    Whole(1)("permutations", permutations)
+    Maybe(Is("a torch.Generator", torch.Generator))("generator", generator)
+    Flag()("antithetic", antithetic)
+    B, M = Array("bool", "[B, M]")("present", present).shape
     drawn = (permutations + 1) // 2 if antithetic else permutations
     device = present.device if generator is None else generator.device
     orders = torch.rand(B, drawn, M, generator=generator, device=device, dtype=torch.float64).argsort(-1)
     if antithetic:
         orders = torch.stack([orders, orders.flip(-1)], 2).flatten(1, 2)[:, :permutations]
-    return permutation_shapley(value, present, orders.to(present.device))
+    return _permutation_shapley(value, present, orders.to(present.device))
 
 
 # --- logits to values ------------------------------------------------------------------------------------------------
@@ -253,7 +265,10 @@ def discrete_predictions(logits: Tensor, regression: bool, how: str = "sign_ge",
         -3 to 3). Ignored for classes.
     multilabel : the K outputs are labels of their own: int64 [..., K], 1 where the logit is above 0
     """
-    if multilabel:
+    Array("float", "[..., K]")("logits", logits)
+    OneOf("sign_ge", "sign_gt", "round7")("how", how)
+    Flag()("regression", regression)
+    if Flag()("multilabel", multilabel):
         return (logits > 0).long()
     if not regression:
         return logits.argmax(-1)
@@ -264,9 +279,7 @@ def discrete_predictions(logits: Tensor, regression: bool, how: str = "sign_ge",
         return (score >= 0).long()
     if how == "sign_gt":
         return (score > 0).long()
-    if how == "round7":
-        return score.clamp(-3, 3).round().long()
-    raise ValueError(f"how: expected 'sign_ge', 'sign_gt' or 'round7', got {how!r}")
+    return score.clamp(-3, 3).round().long()
 
 
 def accuracy_values(
@@ -286,7 +299,12 @@ def accuracy_values(
     present : bool [*N, M]. A coalition with nothing present in the sample (in the whole dialogue) is empty too
     empty : v(nothing), by MCE's and DREAM's convention 0; None keeps what the prediction on nothing is worth
     """
-    N = target.shape
+    Array("float", "[S, ..., K]")("logits", logits)
+    Maybe(Number())("empty", empty)
+    Number(0)("tolerance", tolerance)
+    Maybe(Array("bool", "[S, ..., M]"))("masks", masks)
+    Maybe(Array("bool", "[*N, M]"))("present", present)
+    N = Array("bool integer float", "[*N]")("target", target).shape
     if target.dtype == torch.bool:
         if logits.shape[1:] != target.shape or target.ndim < 2:
             raise ValueError(f"logits: expected [S, {tuple(target.shape)}] for labels, got {tuple(logits.shape)}")
@@ -302,9 +320,9 @@ def accuracy_values(
     if empty is not None:
         S, lead = logits.shape[0], len(N)
         if masks is None:
-            M = players_of(logits.movedim(0, -1), "logits")
+            M = _players(logits.movedim(0, -1), "logits")
             masks = coalition_masks(M, logits.device)
-        elif masks.dtype != torch.bool or masks.shape[0] != S or masks.ndim not in (2, 3):
+        elif masks.shape[0] != S or masks.ndim not in (2, 3):
             raise ValueError(f"masks: expected bool [{S}, M] or [{S}, B, M], got {masks.dtype} {tuple(masks.shape)}")
         members = masks if masks.ndim == 3 else masks[:, None, :]
         if present is not None:
@@ -359,15 +377,12 @@ def coalition_logits(
     observed, ids and extras are those of each row. Raises TypeError or ValueError for masks of another type or shape,
     an unknown ``absent`` and max_rows < 1.
     """
-    M, B, S = len(batch.modalities), len(batch), len(masks) if masks.ndim else 0
-    if masks.dtype != torch.bool:
-        raise TypeError(f"masks: expected a bool tensor [S, {M}], got {masks.dtype}")
+    _check_call(model, batch, absent, encodings)
+    M, B, S = len(batch.modalities), len(batch), len(Array("bool", "[S, ..., M]")("masks", masks))
+    Flag()("use_present", use_present)
+    Maybe(Whole(1))("max_rows", max_rows)
     if S < 1 or masks.shape not in ((S, M), (S, B, M)):
         raise ValueError(f"masks: expected [S, {M}] or [S, {B}, {M}] with S >= 1, got {tuple(masks.shape)}")
-    if absent not in ("zero_feature", "zero_input"):
-        raise ValueError(f"absent: expected 'zero_feature' or 'zero_input', got {absent!r}")
-    if max_rows is not None and max_rows < 1:
-        raise ValueError(f"max_rows: expected at least 1, got {max_rows}")
     masks = masks.to(batch.device)
 
     members = (masks if masks.ndim == 3 else masks[:, None, :]).expand(S, B, M)
@@ -402,12 +417,22 @@ def coalition_rows(
     For losses that name their pairs themselves; `coalition_logits` is the same for all pairs of a table. In
     mode and gradients as there. Whatever ``model.decode`` returns is handed back, a tensor or a tuple of tensors.
     """
-    if row.ndim != 1 or members.shape != (len(row), len(batch.modalities)) or members.dtype != torch.bool:
+    _check_call(model, batch, absent, encodings)
+    Array("integer", "[R]")("row", row)
+    if Array("bool", "[R, M]")("members", members).shape != (len(row), len(batch.modalities)):
         raise ValueError(
             f"row, members: expected int64 [R] and bool [R, {len(batch.modalities)}], got {tuple(row.shape)} and "
             f"{members.dtype} {tuple(members.shape)}"
         )
     return _Rows(model, batch, absent, nothing=False, encodings=encodings).logits(row, members)
+
+
+def _check_call(model: Any, batch: Any, absent: Any, encodings: Any) -> None:
+    Is("an nn.Module", nn.Module)("model", model)
+    BATCH("batch", batch)
+    OneOf("zero_feature", "zero_input")("absent", absent)
+    if encodings is not None and tuple(Named(Array("float", "[*N, d]"))("encodings", encodings)) != batch.modalities:
+        raise ValueError(f"encodings: expected those of {list(batch.modalities)}, got {list(encodings)}")
 
 
 def _distinct(row: Tensor, members: Tensor, B: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -584,10 +609,11 @@ def subset_values(
     Runs in eval mode without gradients and restores the model's mode. ``options`` go to `coalition_logits`,
     ``empty`` and ``tolerance`` to `accuracy_values`. Raises ValueError for a batch without target.
     """
+    BATCH("batch", batch)
     if batch.target is None:
         raise ValueError("batch: expected one with a target")
     masks = coalition_masks(len(batch.modalities), batch.device)
-    with scoring(model):
+    with scoring(Is("an nn.Module", nn.Module)("model", model)):
         logits = coalition_logits(model, batch, masks, **options)
         return accuracy_values(logits, batch.target, masks, batch.present, empty, tolerance)
 
@@ -607,7 +633,7 @@ def subset_predictions(
     ``regression``, ``how`` and ``multilabel`` to `discrete_predictions`. With ``multilabel`` it is [*N, K, 2**M]: both
     scores are then label by label [*N, K, M], and their means over labels are the sample's.
     """
-    masks = coalition_masks(len(batch.modalities), batch.device)
-    with scoring(model):
+    masks = coalition_masks(len(BATCH("batch", batch).modalities), batch.device)
+    with scoring(Is("an nn.Module", nn.Module)("model", model)):
         logits = coalition_logits(model, batch, masks, **options)
     return discrete_predictions(logits, regression, how, multilabel=multilabel).movedim(0, -1)

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .checks import Array, Maybe, Number, Several, Whole
+
 __all__ = ["mmd", "sample_losses", "sinkhorn", "task_loss"]
 
 BANDWIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)  # times the mean squared distance, where `mmd` is given none
@@ -25,6 +27,11 @@ def sample_losses(logits: Tensor, target: Tensor, lead: int | None = None) -> Te
 
     Logits are [*N, K] otherwise, K = 1 for scores. Raises ValueError where shapes do not fit.
     """
+    Array("float", "[..., K]")("logits", logits)
+    Array("bool integer float", "[*N]")("target", target)
+    Maybe(Whole(1))("lead", lead)
+    if lead is not None and lead > target.ndim:
+        raise ValueError(f"lead: expected at most the {target.ndim} axes of target, got {lead}")
     if target.dtype == torch.bool:
         if target.ndim != (max(target.ndim, 2) if lead is None else lead + 1) or logits.shape != target.shape:
             raise ValueError(
@@ -33,10 +40,13 @@ def sample_losses(logits: Tensor, target: Tensor, lead: int | None = None) -> Te
             )
         return F.binary_cross_entropy_with_logits(logits, target.to(logits), reduction="none").mean(-1)
     lead = target.ndim if lead is None else lead
+    if not target.is_floating_point() and target.dtype != torch.int64:
+        raise TypeError(f"target: expected int64 classes, float scores or bool labels, got {target.dtype}")
     if target.ndim > lead:
         if logits.ndim != target.ndim + 1 or (*logits.shape[:lead], *logits.shape[lead + 1 :]) != target.shape:
             expected = (*target.shape[:lead], "K", *target.shape[lead:])
             raise ValueError(f"logits: expected {expected} for a segmentation, got {tuple(logits.shape)}")
+        _check_classes(target, max(logits.shape[lead], 2))
         if logits.shape[lead] == 1:
             each = F.binary_cross_entropy_with_logits(logits.select(lead, 0), target.to(logits), reduction="none")
         else:
@@ -48,7 +58,16 @@ def sample_losses(logits: Tensor, target: Tensor, lead: int | None = None) -> Te
         return (logits[..., 0] - target).abs()
     if logits.shape[:-1] != target.shape:
         raise ValueError(f"logits: expected {(*target.shape, 'K')} for classes, got {tuple(logits.shape)}")
+    _check_classes(target, logits.shape[-1])
     return F.cross_entropy(logits.flatten(0, -2), target.flatten(), reduction="none").reshape(target.shape)
+
+
+def _check_classes(target: Tensor, classes: int) -> None:
+    """Where looking costs nothing. -100 is torch's sign for a target that does not count."""
+    if target.device.type == "cpu" and target.numel() and not torch.compiler.is_compiling():
+        low, high = (int(x) for x in target.aminmax())
+        if high >= classes or (low < 0 and not bool(((target >= 0) | (target == -100)).all())):
+            raise ValueError(f"target: expected classes in [0, {classes}), got values from {low} to {high}")
 
 
 def task_loss(logits: Tensor, target: Tensor, weight: Tensor | None = None, lead: int | None = None) -> Tensor:
@@ -56,6 +75,8 @@ def task_loss(logits: Tensor, target: Tensor, weight: Tensor | None = None, lead
     each = sample_losses(logits, target, lead)
     if weight is None:
         return each.mean()
+    if Array("bool integer float", "[*N]")("weight", weight).shape != each.shape:
+        raise ValueError(f"weight: expected one number a sample {tuple(each.shape)}, got {tuple(weight.shape)}")
     return (each * weight).sum() / weight.sum().clamp_min(torch.finfo(each.dtype).tiny)
 
 
@@ -81,9 +102,7 @@ def mmd(
     A NaN in a row that counts gives NaN. Raises ValueError for shapes and bandwidths, TypeError for no floats.
     """
     z, a, b, some = _rows(x, y, x_weight, y_weight)
-    scales = None if bandwidths is None else [float(s) for s in bandwidths]
-    if scales is not None and not (scales and all(0 < s < float("inf") for s in scales)):
-        raise ValueError(f"bandwidths: expected positive numbers, got {scales}")
+    scales = Maybe(Several(Number(above=0), 1))("bandwidths", bandwidths)
     with torch.autocast(z.device.type, enabled=False):
         squared = _squared_distances(z, z).fill_diagonal_(0)
         sign = torch.cat([a / a.sum(), -b / b.sum()])
@@ -125,10 +144,8 @@ def sinkhorn(
     negative one. At least float32 whatever the autocast; nothing waits for a device. Raises ValueError for shapes and
     out-of-range arguments, TypeError for no floats.
     """
-    if not 0 < epsilon < float("inf"):
-        raise ValueError(f"epsilon: expected a positive number, got {epsilon}")
-    if iterations < 1:
-        raise ValueError(f"iterations: expected at least 1, got {iterations}")
+    Number(above=0)("epsilon", epsilon)
+    Whole(1)("iterations", iterations)
     z, a, b, some = _rows(x, y, x_weight, y_weight)
     n = len(x)
     with torch.autocast(z.device.type, enabled=False):
@@ -175,9 +192,7 @@ def _rows(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """[x; y] around its centre, the two weights (ones where all are 0), and whether both have a row that counts."""
     for name, rows in (("x", x), ("y", y)):
-        if not rows.is_floating_point():
-            raise TypeError(f"{name}: expected floats [n, D], got {rows.dtype}")
-        if rows.ndim != 2 or not len(rows):
+        if not len(Array("float", "[n, D]")(name, rows)):
             raise ValueError(f"{name}: expected at least one row [n, D], got {tuple(rows.shape)}")
     if x.shape[1] != y.shape[1]:
         raise ValueError(f"y: expected the width {x.shape[1]} of x, got {y.shape[1]}")
@@ -188,7 +203,7 @@ def _rows(
         if weight is None:
             weights.append(z.new_ones(len(rows)))
             continue
-        if weight.shape != (len(rows),):
+        if Array("bool integer float", "[n]")(name, weight).shape != (len(rows),):
             raise ValueError(f"{name}: expected one number a row [{len(rows)}], got {tuple(weight.shape)}")
         weights.append(weight.detach().to(z))
     counts = torch.cat(weights) > 0

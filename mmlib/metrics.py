@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .checks import Number
+from .checks import Flag, Function, Maybe, Number, OneOf, Text, Whole, shown
 
 __all__ = [
     "CONVENTIONS",
@@ -50,7 +50,10 @@ def _numpy(name: str, values: Any) -> Array:
     if hasattr(values, "detach"):
         values = values.detach().cpu()
         values = (values.float() if str(values.dtype) == "torch.bfloat16" else values).numpy()
-    x = np.asarray(values)
+    try:
+        x = np.asarray(values)
+    except ValueError as error:  # rows of unequal lengths
+        raise ValueError(f"{name}: expected an array of numbers, got {shown(values)}") from error
     if x.dtype.kind not in "fiu":
         raise TypeError(f"{name}: expected integers or floats, got {x.dtype}")
     if x.size == 0:
@@ -73,6 +76,7 @@ def _scores(pred: Any, target: Any) -> tuple[Array, Array]:
 def _classes(pred: Any, target: Any, classes: int | None) -> tuple[Array, Array, int]:
     """(predicted classes [n], true classes [n], K) from class indices, or logits with the classes last."""
     p, t = _numpy("pred", pred), _numpy("target", target)
+    Maybe(Whole(1))("classes", classes)
     if t.dtype.kind == "f":
         raise TypeError(f"target: expected integer classes, got {t.dtype}")
     if p.dtype.kind == "f" and p.ndim == t.ndim + 1 and p.shape[:-1] == t.shape:
@@ -141,8 +145,7 @@ def sentiment_classes(scores: Any, convention: str) -> Array:
 
     Raises ValueError for an unknown convention, NaN, infinity or no scores.
     """
-    if convention not in CONVENTIONS:
-        raise ValueError(f"convention: expected one of {list(CONVENTIONS)}, got {convention!r}")
+    OneOf(*CONVENTIONS)("convention", convention)
     return CONVENTIONS[convention](_numpy("scores", scores))
 
 
@@ -205,6 +208,7 @@ def msa_scores(pred: Any, target: Any, scale: str = "mosi") -> dict[str, float]:
 
     Raises ValueError for an unknown scale, unequal lengths, NaN, infinity or no scores; TypeError for non-numbers.
     """
+    OneOf("mosi", "sims")("scale", scale)
     p, t = _scores(pred, target)
     both = lambda convention: (CONVENTIONS[convention](p), CONVENTIONS[convention](t))
     if scale == "mosi":
@@ -257,6 +261,7 @@ def classification_scores(
     from sklearn.metrics import f1_score, precision_recall_fscore_support
 
     p, t, k = _classes(pred, target, classes)
+    Flag()("per_class", per_class)
     precision, recall, f1, count = precision_recall_fscore_support(t, p, labels=range(k), zero_division=0)
     predicted = np.bincount(p, minlength=k)
     scores = {
@@ -355,6 +360,7 @@ def auilc(rates: Any, scores: Any, *, normalise: bool = False) -> float:
     ``normalise=False`` (TFR-Net) is the area itself, which depends on the range: over 0 to 0.9 a constant score of 1
     gives 0.9. ``normalise=True`` divides by the range, which makes it a mean score.
     """
+    Flag()("normalise", normalise)
     r, s = _numpy("rates", rates).astype(np.float64), _numpy("scores", scores).astype(np.float64)
     if r.ndim != 1 or r.shape != s.shape or len(r) < 2:
         raise ValueError(f"rates, scores: expected two flat arrays of at least 2, got shapes {r.shape} and {s.shape}")
@@ -365,9 +371,16 @@ def auilc(rates: Any, scores: Any, *, normalise: bool = False) -> float:
 
 
 def _patterns(scores: Mapping[Hashable, Any]) -> Array:
-    if not isinstance(scores, Mapping) or not scores:
-        raise ValueError(f"scores: expected a mapping from at least one pattern to its score, got {scores!r:.60}")
-    return np.stack([np.asarray(v, dtype=np.float64) for v in scores.values()])
+    if not isinstance(scores, Mapping):
+        raise TypeError(f"scores: expected a mapping from patterns to scores, got {shown(scores)}")
+    if not scores:
+        raise ValueError("scores: expected a mapping from at least one pattern to its score, got none")
+    try:
+        return np.stack([np.asarray(v, dtype=np.float64) for v in scores.values()])
+    except TypeError as error:
+        raise TypeError(f"scores: expected numbers, got {shown(scores)}") from error
+    except ValueError as error:
+        raise ValueError(f"scores: expected numbers, or rows of one length, got {shown(scores)}") from error
 
 
 def worst_pattern(scores: Mapping[Hashable, float], higher_is_better: bool = True) -> tuple[Hashable, float]:
@@ -376,6 +389,7 @@ def worst_pattern(scores: Mapping[Hashable, float], higher_is_better: bool = Tru
     Raises ValueError where a score is NaN: the worst of an incomplete table is not known.
     """
     values = _patterns(scores)
+    Flag()("higher_is_better", higher_is_better)
     if values.ndim != 1 or np.isnan(values).any():
         missing = [k for k, v in scores.items() if np.ndim(v) or math.isnan(v)]
         raise ValueError(f"scores: expected one number a pattern, got none for {missing}")
@@ -393,7 +407,11 @@ def pattern_average(scores: Mapping[Hashable, Any], weights: Mapping[Hashable, f
     if weights is None:
         mean = values.mean(0)
     else:
-        if set(weights) != set(scores) or min(weights.values()) < 0 or sum(weights.values()) <= 0:
+        if not isinstance(weights, Mapping):
+            raise TypeError(f"weights: expected a mapping from patterns to weights, got {shown(weights)}")
+        for pattern, weight in weights.items():
+            Number(0)(f"weights[{pattern!r}]", weight)
+        if set(weights) != set(scores) or sum(weights.values()) <= 0:
             raise ValueError(f"weights: expected non-negative weights, not all 0, for {list(scores)}, got {weights}")
         mean = np.average(values, axis=0, weights=[weights[k] for k in scores])
     return float(mean) if mean.ndim == 0 else mean
@@ -409,8 +427,7 @@ def reliability_bins(probabilities: Any, target: Any, bins: int = 15) -> dict[st
     Returns ``confidence``, ``accuracy`` (NaN for an empty bin), ``count`` and ``edges`` (bins + 1).
     """
     p, t = _probabilities(probabilities, target)
-    if bins < 1:
-        raise ValueError(f"bins: expected at least 1, got {bins}")
+    Whole(1)("bins", bins)
     confidence, correct = p.max(-1), (p.argmax(-1) == t).astype(np.float64)
     edges = np.linspace(0, 1, bins + 1)
     place = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)
@@ -479,8 +496,7 @@ def equity(shapley: Any, present: Any = None, among: str = "all") -> float:
     phi = _numpy("shapley", shapley).astype(np.float64)
     if phi.ndim != 2 or phi.shape[1] < 2:
         raise ValueError(f"shapley: expected [n, M] with M >= 2, got shape {phi.shape}")
-    if among not in ("all", "present"):
-        raise ValueError(f"among: expected 'all' or 'present', got {among!r}")
+    OneOf("all", "present")("among", among)
     there = np.ones(phi.shape, bool)
     if present is not None:
         there = np.asarray(present.cpu() if hasattr(present, "cpu") else present)
@@ -539,8 +555,7 @@ def t_interval(values: Any, level: float = 0.95) -> Interval:
     from scipy import stats
 
     x = _numpy("values", values).astype(np.float64).ravel()
-    if not 0 < level < 1:
-        raise ValueError(f"level: expected a number between 0 and 1, got {level}")
+    Number(above=0, below=1)("level", level)
     n, mean = len(x), float(x.mean())
     if n == 1:
         return Interval(mean, math.nan, math.nan, 1)
@@ -575,8 +590,10 @@ def paired_bootstrap(
     x, y = _numpy("a", a), _numpy("b", b)
     if x.shape != y.shape or x.ndim not in (1, 2):
         raise ValueError(f"a, b: expected the same shape [seeds, n] or [n], got {x.shape} and {y.shape}")
-    if resamples < 1 or not 0 < level < 1:
-        raise ValueError(f"resamples, level: expected >= 1 and a number in (0, 1), got {resamples} and {level}")
+    Whole(1)("resamples", resamples)
+    Number(above=0, below=1)("level", level)
+    Whole(0)("seed", seed)
+    Maybe(Function("a function (pred, target) -> score"))("score", score)
     if (target is None) != (score is None):
         raise ValueError("target, score: expected both or neither")
     x, y = np.atleast_2d(x), np.atleast_2d(y)
@@ -616,6 +633,10 @@ def verdict(difference: Interval | tuple[float, float], claim: str = "greater") 
     "holds" if the whole interval lies on the claim's side of 0, "contradicted" if on the other, else "inconclusive"
     (an end at 0, or NaN, is inconclusive).
     """
+    ends = difference[1:3] if isinstance(difference, Interval) else difference
+    if not isinstance(ends, (tuple, list)) or len(ends) != 2 or not all(isinstance(x, (int, float)) for x in ends):
+        raise TypeError(f"difference: expected an Interval or its two ends, got {shown(difference)}")
+    Text("claim", claim)
     low, high = (difference.low, difference.high) if isinstance(difference, Interval) else difference
     if claim not in ("greater", "less"):
         raise ValueError(f"claim: expected 'greater' or 'less', got {claim!r}")

@@ -152,7 +152,7 @@ def test_bad_input_of_the_distances(distance):
     for a, b, word in [(x[0], y, "x"), (x, y[:, :2], "y"), (x[:0], y, "x"), (x, y[None], "y")]:
         with pytest.raises(ValueError, match=f"^{word}: expected"):
             distance(a, b)
-    with pytest.raises(TypeError, match="^x: expected floats"):
+    with pytest.raises(TypeError, match="^x: expected a tensor of floats"):
         distance(x.long(), y)
     with pytest.raises(ValueError, match="x_weight: expected one number a row"):
         distance(x, y, x_weight=torch.ones(5))
@@ -162,7 +162,7 @@ def test_bad_input_of_the_distances(distance):
 
 @pytest.mark.parametrize("bandwidths", [[], [0.0], [1.0, -1.0], [float("nan")], [float("inf")]])
 def test_bad_bandwidths(bandwidths):
-    with pytest.raises(ValueError, match="bandwidths: expected positive"):
+    with pytest.raises(ValueError, match=r"bandwidths(\[.\])?: expected None or"):
         mmd(*_clouds(), bandwidths)
 
 
@@ -273,9 +273,9 @@ def test_sinkhorn_gradients():
 def test_bad_arguments_of_sinkhorn():
     x, y = _clouds()
     for epsilon in (0.0, -1.0, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match="epsilon: expected a positive"):
+        with pytest.raises(ValueError, match="epsilon: expected a number above 0"):
             sinkhorn(x, y, epsilon)
-    with pytest.raises(ValueError, match="iterations: expected at least 1"):
+    with pytest.raises(ValueError, match="iterations: expected an integer of at least 1"):
         sinkhorn(x, y, iterations=0)
 
 

@@ -257,9 +257,7 @@ class _Projection(nn.Module):
 
 def reliability_weights(difficulty: Tensor, tau: float | Tensor = 1.0) -> Tensor:
     """The Monotonic Weighting Network, Eq. 8: softmax(-d / tau), [..., M] -> [..., M]; falls in a modality's own d."""
-    if not isinstance(tau, Tensor):
-        Number(above=0)("tau", tau)
-    return torch.softmax(-Array("float", "[..., M]")("difficulty", difficulty) / tau, -1)
+    return torch.softmax(-difficulty / tau, -1)
 
 
 def weight_entropy(w: Tensor) -> Tensor:

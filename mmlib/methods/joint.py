@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ..backbones.base import Backbone
-from ..batch import BATCH, MultimodalBatch, Output
+from ..batch import MultimodalBatch, Output
 from ..checks import RATE, Is
 from ..losses import task_loss
 
@@ -26,7 +26,6 @@ class JointTraining(nn.Module):
         self.modality_dropout = RATE("modality_dropout", modality_dropout)
 
     def forward(self, batch: MultimodalBatch) -> Output:
-        BATCH("batch", batch)
         if self.training and self.modality_dropout:
             keep = torch.rand(batch.present.shape, device=batch.device) >= self.modality_dropout
             kept = batch.present & keep

@@ -40,7 +40,6 @@ from ..coalitions import (
     coalition_masks,
     coalition_rows,
     monte_carlo_shapley,
-    players_of,
     scoring,
     shapley_values,
     shapley_weights,
@@ -151,7 +150,9 @@ def released_shapley(counts: Tensor, players: int | None = None) -> Tensor:
 
     players : n; default M. The AV-MNIST release uses 3 for two modalities, the nuScenes one 7 for three
     """
-    M = players_of(counts, "counts")
+    M = Array("float", "[..., 2**M]")("counts", counts).shape[-1].bit_length() - 1
+    if M < 1 or counts.shape[-1] != 2**M:
+        raise ValueError(f"counts: expected [..., 2**M], one entry a coalition, got {tuple(counts.shape)}")
     masks = coalition_masks(M, counts.device)
     n = M if players is None else Whole(1)("players", players)
     if n < M:
@@ -277,6 +278,7 @@ def learning_state_factor(upper: Tensor, shapley: Tensor, present: Tensor, mask:
     Array("float", "[M]")("upper", upper)
     Array("float", "[M]")("shapley", shapley)
     Array("bool", "[*B, M]")("present", present)
+    Flag()("mask", mask)
     if present.shape[-1:] != upper.shape or upper.shape != shapley.shape:
         raise ValueError(
             f"upper, shapley, present: expected [M], [M] and bool [B, M], got {tuple(upper.shape)}, "
@@ -284,7 +286,7 @@ def learning_state_factor(upper: Tensor, shapley: Tensor, present: Tensor, mask:
         )
     count = present.flatten(0, -2).sum(0)
     gap = upper - shapley  # Eq. 7
-    if Flag()("mask", mask):
+    if mask:
         gap = gap.clamp_min(0)
     return torch.where(count > 0, gap / count.clamp_min(1), 0)
 

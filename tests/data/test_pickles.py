@@ -1,9 +1,12 @@
 """The restricted unpickler: arrays and containers pass, everything else is refused before it runs."""
 
 import collections
+import json
 import os
 import pickle
 import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,7 +33,10 @@ GOOD = {
     "text": np.arange(6, dtype=np.float16).reshape(2, 3),
     "fortran": np.asfortranarray(np.ones((2, 3))),
     "empty": np.zeros((0, 4), np.float32),
-    "records": np.zeros(2, dtype=[("a", "<i4"), ("b", "f8")]),
+    "transposed": np.arange(24).reshape(2, 3, 4).transpose(1, 0, 2),
+    "big": np.arange(100_000, dtype=">f4"),
+    "bits": np.array([True, False]),
+    "number": np.array(3.5),
     "strings": np.array(["a", "bc"]),
     "bytes": np.array([b"a", b"bc"]),
     "object": np.array(["v$_$1", None, 3], dtype=object),
@@ -142,6 +148,66 @@ def test_every_prefix_is_an_error(tmp_path):
 def test_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match="no pickle file"):
         safe_pickle_load(tmp_path / "none.pkl")
+
+
+def test_forged_and_random_pickles_in_a_process_of_their_own():
+    count = 10_000  # `python -m tests.fuzz.pickles 100000 1` runs more, of another seed
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.fuzz.pickles", str(count)], cwd=root, capture_output=True, text=True
+    )
+    assert done.returncode == 0, f"ended with {done.returncode} in the case {done.stderr.splitlines()[-1:]}"
+    facts = json.loads(done.stdout)
+    assert facts["silent"] == []  # forged pickles that loaded
+    assert facts["wrong"] == []  # other errors than a ValueError that names the file, and honest ones that were refused
+    assert facts["random"] == count
+    assert facts["refused"] + facts["loaded"] > count + 150
+    assert facts["loaded"] > 400
+    assert facts["grown"] < 200  # MiB
+
+
+@pytest.mark.parametrize(
+    ("value", "match"),
+    [
+        (np.zeros(2, dtype=[("a", "<i4"), ("b", "O")]), "the dtype 'V12'; read are booleans, numbers, S, U and O"),
+        (np.int32, r"numpy\.int32, which is not a container"),
+        (np.array(["2020-01-01"], "M8[D]"), "the dtype 'M8'"),
+        (np.array([[1], None], dtype=object), "an object array with a list; read are texts, numbers and None"),
+        (range(10**10), r"would unfold to 1e\+10"),
+        (10**100, "a number of 42 bytes"),
+    ],
+)
+def test_what_is_no_plain_data_is_named(tmp_path, value, match):
+    path = write(tmp_path / "p.pkl", value)
+    with pytest.raises(ValueError, match=f"p.pkl: refused to read this pickle: it .*{match}"):
+        safe_pickle_load(path)
+
+
+def test_what_is_shared_stays_shared_and_cycles_are_refused(tmp_path):
+    x = np.ones(3)
+    back = safe_pickle_load(write(tmp_path / "s.pkl", {"a": x, "b": [x, x]}))
+    assert back["a"] is back["b"][0] is back["b"][1]
+    back["a"][0] = 5  # an array of its own, not a view of the file
+    loop = [1]
+    loop.append({"a": loop})
+    with pytest.raises(ValueError, match="a container that holds itself"):
+        safe_pickle_load(write(tmp_path / "l.pkl", loop))
+
+
+def test_much_content(tmp_path):
+    long = {"bytes": b"x" * 70_000, "array": bytearray(b"y" * 70_000), "text": "ä" * 70_000, "pair": (b"z" * 70_000, 1)}
+    for protocol in range(6):
+        back = safe_pickle_load(write(tmp_path / "l.pkl", long, protocol))
+        assert back == long
+        assert list(map(type, back.values())) == list(map(type, long.values()))
+
+
+def test_python_2_text_encoding(tmp_path):
+    (tmp_path / "t.pkl").write_bytes(b"\x80\x02U\x02\xc3\xa4.")
+    assert safe_pickle_load(tmp_path / "t.pkl") == "Ã¤"
+    assert safe_pickle_load(tmp_path / "t.pkl", encoding="utf-8") == "ä"
+    (tmp_path / "line.pkl").write_bytes(b"(lp0\nS'\\xe4\\n'\np1\nag1\naI01\naL12L\na.")
+    assert safe_pickle_load(tmp_path / "line.pkl") == ["ä\n", "ä\n", True, 12]
 
 
 @pytest.mark.real

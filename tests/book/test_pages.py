@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import csv
+import os
 import re
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import pytest
@@ -20,7 +24,25 @@ def blocks(page: Path, language: str = "python") -> str:
     return "\n".join(re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S))
 
 
-@pytest.mark.parametrize("page", ["book/your-data.md", "README.md"])
+def changed(code: str, diff: str) -> str:
+    """The code with the lines of a diff: each + in place of the - before it."""
+    lines = diff.splitlines()
+    for old, new in zip(lines[::2], lines[1::2], strict=True):
+        assert (old[0], new[0]) == ("-", "+")
+        assert code.count(old[1:] + "\n") == 1, old
+        code = code.replace(old[1:], new[1:])
+    return code
+
+
+def test_the_diff_of_the_readme_runs() -> None:
+    code = changed(blocks(ROOT / "README.md"), blocks(ROOT / "README.md", "diff"))
+    namespace: dict[str, Any] = {}
+    exec(compile(code, "README.md", "exec"), namespace)
+    assert type(namespace["model"]).__name__ == "MCE"
+    assert tuple(namespace["logits"].shape) == (56, 5)
+
+
+@pytest.mark.parametrize("page", ["book/your-data.md", "book/your-encoder.md", "README.md"])
 def test_the_code_on_the_page_runs(
     page: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -32,8 +54,61 @@ def test_the_code_on_the_page_runs(
         assert "sample 150 has NaN values" in said
         assert "face only" in said
         assert said.endswith("{'classes': ['calm', 'cross', 'glad']}\n")
+    elif page == "book/your-encoder.md":
+        for method in ("MCE", "BALM", "DREAM", "DEAR"):
+            assert f"{method} [60, 3]\n" in said
+        assert said.endswith("True\n{'words': True, 'voice': True, 'face': False}\n")
     else:
         assert tuple(namespace["logits"].shape) == (56, 5)  # type: ignore[attr-defined]
+
+
+ALONE = """
+import io, runpy, sys, traceback
+from contextlib import redirect_stdout
+from pathlib import Path
+
+for script in sorted(Path(".").glob("*.py")):
+    with redirect_stdout(io.StringIO()) as said:
+        try:
+            runpy.run_path(str(script), run_name="__main__")  # each in an empty namespace
+        except BaseException:
+            said.write(traceback.format_exc())
+    script.with_suffix(".txt").write_text(said.getvalue())
+"""
+USE_IT = [
+    (f"{path.stem}-{i}", cell)
+    for path in build.chapters()
+    for i, cell in enumerate(nbformat.read(path, as_version=4).cells)
+    if "use-it" in cell.metadata.get("tags", [])
+]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the cells "Use it in your project" print when each is all that there is in a script."""
+    folder = tmp_path_factory.mktemp("alone")
+    for name, cell in USE_IT:
+        (folder / f"{name}.py").write_text(cell.source, encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", ALONE]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.parametrize(("name", "cell"), USE_IT, ids=[name for name, _ in USE_IT])
+def test_a_cell_for_your_project_runs_alone_and_prints_what_the_page_shows(name: str, cell: Any, alone: Path) -> None:
+    shown = "".join(o.text for o in cell.outputs if o.output_type == "stream")
+    assert (alone / f"{name}.txt").read_text() == shown
+
+
+def test_every_chapter_has_such_a_cell() -> None:
+    chapters = {name.rpartition("-")[0] for name, _ in USE_IT}
+    assert chapters == {path.stem for path in build.chapters()}
+    for path in build.chapters():
+        after = [c.source for c in nbformat.read(path, as_version=4).cells if "## Use it in your project" in c.source]
+        assert len(after) == 1
+        assert "```python" not in after[0], "code to copy is a cell, which is run"
 
 
 def rows() -> list[dict[str, str]]:

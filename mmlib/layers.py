@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .batch import frame_axis
 
-__all__ = ["MLP", "as_frames", "frame_shapes", "masked_mean", "scoring"]
+__all__ = [
+    "MLP",
+    "SharedBatch",
+    "SharesBatches",
+    "as_frames",
+    "frame_shapes",
+    "masked_mean",
+    "processes",
+    "same_draw",
+    "scoring",
+]
 
 
 def as_frames(x: Tensor) -> Tensor:
@@ -61,3 +72,98 @@ class MLP(nn.Sequential):
                 layers += [nn.ReLU(), nn.Dropout(dropout)]
             layers.append(nn.Linear(a, b))
         super().__init__(*layers)
+
+
+# --- several processes ------------------------------------------------------------------------------------------------
+
+
+def processes() -> int:
+    """How many processes train together."""
+    d = torch.distributed
+    return d.get_world_size() if d.is_available() and d.is_initialized() else 1
+
+
+def same_draw(x: Tensor) -> Tensor:
+    """Random numbers as the main process drew them."""
+    if processes() > 1:
+        torch.distributed.broadcast(x, 0)
+    return x
+
+
+class SharedBatch:
+    """A mini-batch of which each process has a part: sums, counts and rows of all of it, as one process would see them.
+
+    With one process everything is given back as it is. With several, a process's loss is weighted by its part of the
+    batch (as `training.fit` does), which is right for means over samples; what else a loss takes from the batch has to
+    come from here. Processes must ask for the same things in the same order.
+
+    size : samples of this process's part, or what else the loop weights the parts by
+    counts : False where this process only keeps the others company, with samples that are not its own
+    like : any tensor on the device
+    """
+
+    def __init__(self, size: int | Tensor, like: Tensor, counts: bool = True):
+        self.world, self.counts = processes(), counts
+        if self.world > 1:
+            own = torch.as_tensor(size, dtype=torch.int64, device=like.device) * counts
+            sizes = [torch.zeros_like(own) for _ in range(self.world)]
+            torch.distributed.all_gather(sizes, own)
+            self.sizes = torch.stack(sizes)  # of the parts
+            self.part = own / self.sizes.sum() if counts else torch.ones((), device=like.device)
+
+    def sum(self, x: Tensor) -> Tensor:
+        """x of all processes added up, without gradient."""
+        if self.world == 1:
+            return x
+        x = x.detach().clone() if self.counts else torch.zeros_like(x)
+        torch.distributed.all_reduce(x)
+        return x
+
+    def count(self, n: Tensor) -> Tensor:
+        """What a sum over this process's part is divided by, where the mean is over ``n`` (at least 1) of all parts.
+
+        The n of all times this process's part of the batch, since its loss is weighted by that part.
+        """
+        n = self.sum(n).clamp_min(1)
+        return n if self.world == 1 else n * self.part
+
+    def rows(self, x: Tensor) -> Tensor:
+        """x [n, ...] of all processes, one below the other, in the order of one process.
+
+        A loss of these is the same number in every process, and counts once: the gradient goes to this process's rows
+        alone, over its part of the batch.
+        """
+        if self.world == 1:
+            return x
+        own = x.detach() if self.counts else x.detach()[:0]
+        longest = int(self.sizes.max())
+        padded = own.new_zeros(longest, *own.shape[1:])
+        padded[: len(own)] = own
+        plain = padded.to(torch.uint8) if x.dtype == torch.bool else padded
+        parts = [torch.zeros_like(plain) for _ in range(self.world)]
+        torch.distributed.all_gather(parts, plain)
+        # Of k processes the first has the samples 0, k, 2 k, ..., the second 1, k + 1, ...
+        there = torch.arange(longest, device=x.device)[:, None] < self.sizes
+        every = torch.stack(parts, 1)[there].to(x.dtype)
+        if not x.requires_grad or not self.counts:
+            return every
+        mine = torch.zeros_like(there)
+        mine[: len(x), torch.distributed.get_rank()] = True
+        carrier = (x - x.detach()) / self.part  # zero, with the gradient of x
+        return every.index_add(0, mine[there].nonzero()[:, 0], carrier)
+
+
+class SharesBatches:
+    """What a method adds to its bases in order to use `SharedBatch` in the loop."""
+
+    _counts = True
+
+    def shared(self, batch: Any) -> SharedBatch:
+        """The mini-batch that this one is a part of."""
+        return SharedBatch(len(batch), batch.present, self._counts)
+
+    def on_batch(self, state: Any) -> None:
+        self._counts = state.weight > 0
+
+    def on_end(self, state: Any) -> None:
+        self._counts = True

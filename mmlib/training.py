@@ -180,8 +180,10 @@ def fit(
 
     Each epoch is a seeded permutation and drops nothing. A mini-batch is split between the processes and its loss
     weighted by their shares, so the gradient is the one-process gradient wherever the loss is a mean over samples and
-    samples do not meet (no batch normalisation). The same holds for accumulation. Every process trains, the main one
-    validates and writes. The caller's random state (Python, NumPy, torch) is the same after the call as before.
+    samples do not meet (no batch normalisation); the library's methods gather what else they take from a mini-batch, or
+    say that they support one process. The same holds for accumulation, but that statistics are those of a mini-batch.
+    Every process trains, the main one validates and writes. The caller's random state (Python, NumPy, torch) is the
+    same after the call as before.
 
     A method or hook may put another data set into ``state.train`` in ``on_epoch_start``, the same in every process; it
     holds for that epoch, and the next begins with the split again. ``epochs`` means that many passes over the *split*
@@ -243,21 +245,21 @@ def fit(
             epoch_data = state.train.to(device) if resident and state.train.device != device else state.train
             model.train()
             order = _permutation(len(epoch_data), config.seed, state.epoch)
-            steps = _steps(order.to(device) if resident else order, config, rank, world)
+            steps = _steps(order.to(device) if resident else order, config, rank, world, epoch_data)
             saved.cut = len(steps) > budget - state.step
             steps = steps[: budget - state.step]
-            batches = _batches(epoch_data, [rows for step in steps for rows, _ in step], config, device, resident)
+            batches = _batches(epoch_data, [rows for step in steps for rows, _, _ in step], config, device, resident)
             losses = _LossMeter(device)
 
             for step in steps:
-                for i, (rows, weight) in enumerate(step):
+                for i, (_, weight, samples) in enumerate(step):
                     state.batch, state.weight = next(batches), weight
                     call("on_batch")
                     last = i + 1 == len(step)
                     with contextlib.nullcontext() if last else accelerator.no_sync(model):
                         state.output = model(state.batch)
                         accelerator.backward(_objective(state.output) * weight)
-                    losses.add(state.output.losses, len(rows) if weight else 0, state.step + 1)
+                    losses.add(state.output.losses, samples, state.step + 1)
                 accelerator.unscale_gradients()
                 call("on_backward")
                 if config.clip is not None:
@@ -531,18 +533,26 @@ def _permutation(n: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(n, generator=torch.Generator().manual_seed(int(word) >> 1))
 
 
-def _steps(order: Tensor, config: TrainConfig, rank: int, world: int) -> list[list[tuple[Tensor, float]]]:
-    """Per optimizer step its mini-batches: this process's rows, and the weight of their mean loss.
+def _steps(
+    order: Tensor, config: TrainConfig, rank: int, world: int, data: MultimodalDataset
+) -> list[list[tuple[Tensor, float, float]]]:
+    """Per optimizer step its mini-batches: this process's rows, the weight of their mean loss, how many samples it is.
 
-    The weights make the sum over mini-batches of the mean over processes the mean over the step's samples. A process
-    without a row takes one at weight 0, since all processes must meet in the backward pass.
+    The weights make the sum over mini-batches of the mean over processes the mean over the step's samples. A process's
+    part of dialogues, whose losses are means over utterances, is counted in these. A process without a row takes one
+    at weight 0, since all processes must meet in the backward pass.
     """
+    real = data.data.extras.get("utterance") if world > 1 else None
+    utterances = None if real is None else real.flatten(1).sum(1).to(order.device)
     steps = []
     for group in order.split(config.batch_size * config.accumulation):
         step = []
         for batch in group.split(config.batch_size):
             mine = batch[rank::world]
-            step.append((mine if len(mine) else batch[:1], world * len(mine) / len(group)))
+            samples: float = len(mine)
+            if utterances is not None:
+                samples = len(batch) * float(utterances[mine].sum() / utterances[batch].sum().clamp_min(1))
+            step.append((mine if len(mine) else batch[:1], world * samples / len(group), samples))
         steps.append(step)
     return steps
 
@@ -586,10 +596,10 @@ class _LossMeter:
     def __init__(self, device: torch.device):
         self.device = device
         self.sums: dict[str, Tensor] = {}
-        self.counts: dict[str, int] = {}
+        self.counts: dict[str, float] = {}
         self.bad: dict[str, Tensor] = {}  # the first step with a loss that is not finite, or a huge number
 
-    def add(self, losses: Mapping[str, Tensor], rows: int, step: int) -> None:
+    def add(self, losses: Mapping[str, Tensor], rows: float, step: int) -> None:
         for name, loss in losses.items():
             loss = loss.detach().float()
             if name not in self.sums:
@@ -606,7 +616,7 @@ class _LossMeter:
 
         mine = {k: (self.sums[k].item(), self.counts[k], self.bad[k].item()) for k in self.sums}
         sums: dict[str, float] = {}
-        counts: dict[str, int] = {}
+        counts: dict[str, float] = {}
         bad: dict[str, float] = {}
         for part in gather_object([mine]):
             for name, (total, count, step) in part.items():

@@ -41,14 +41,16 @@ def toy(n: int = 24, regression: bool = False) -> MultimodalDataset:
 DATA, SCORES = toy(), toy(regression=True)
 TALK = sources.load("conversations", sizes=(6, 2, 2), lengths=(2, 4))["train"]
 PICTURES = MultimodalDataset.from_arrays(
-    {"image": torch.rand(6, 1, 28, 28), "audio": torch.rand(6, 1, 20, 20)}, np.arange(6) % 3, classes=10
+    {"image": torch.linspace(0, 1, 4704).reshape(6, 1, 28, 28), "audio": torch.ones(6, 1, 20, 20)},
+    np.arange(6) % 3,
+    classes=10,
 )
 generic = functools.partial(nets.GenericBackbone.for_data, DATA, width=8)
 
 
 def upper() -> UpperBounds:
     table = np.random.default_rng(2).integers(0, 2, DATA.present.shape)
-    return UpperBounds(torch.as_tensor(table), DATA.ids, DATA.modalities)
+    return UpperBounds(torch.as_tensor(table).float(), DATA.ids, DATA.modalities)
 
 
 def on(net: Make, data: MultimodalDataset) -> tuple[Make, MultimodalDataset]:

@@ -840,10 +840,10 @@ class _StopAtBatch:
     """Interrupts in the third epoch, after two were checkpointed."""
 
     def __init__(self, epoch: int):
-        self.epoch = epoch
+        self._epoch = epoch
 
     def on_batch(self, state):
-        if state.epoch == self.epoch:
+        if state.epoch == self._epoch:
             raise KeyboardInterrupt
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..batch import DATASET, MultimodalBatch, MultimodalDataset, Output
 from ..checks import RATE, SHAPES, Is, Maybe, Number, Text, Whole, check_known, check_options, option
-from ..layers import MLP, as_frames, frame_shapes, masked_mean
+from ..layers import MLP, as_frames, frame_shapes, masked_mean, processes
 from ..losses import sample_losses, task_loss
 from .base import Backbone, outputs_of
 
@@ -367,6 +367,11 @@ class SelfMMTraining(nn.Module):
 
     def on_epoch_start(self, state: Any) -> None:
         """The loop's event: the representations of the epoch that ended give the centres of this one."""
+        if processes() > 1:
+            raise ValueError(
+                "method: SelfMMTraining supports one process: its labels and centres are kept where a sample was last; "
+                "run with one"
+            )
         self.epoch.fill_(state.epoch)
         if state.epoch > 1:
             counts = self.counts.repeat_interleave(torch.tensor([*self.views.values()], device=self.counts.device), 1)

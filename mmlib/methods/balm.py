@@ -40,7 +40,7 @@ from ..checks import (
     from_reading,
     option,
 )
-from ..layers import as_frames, frame_shapes
+from ..layers import SharedBatch, as_frames, frame_shapes, processes
 from ..losses import sample_losses
 
 if TYPE_CHECKING:
@@ -338,7 +338,7 @@ class EncoderGradients:
         """Add Gaussian noise of these standard deviations, the same in every process."""
         flat = [g for gradients in self.gradients() for g in gradients]
         noise = [torch.randn_like(g) for g in flat]
-        if _world() > 1 and noise:
+        if processes() > 1 and noise:
             joined = torch.cat([x.flatten() for x in noise])
             torch.distributed.broadcast(joined, 0)
             noise = [x.reshape(g.shape) for x, g in zip(joined.split([g.numel() for g in flat]), flat, strict=True)]
@@ -358,14 +358,9 @@ class EncoderGradients:
         return torch.stack(values)
 
 
-def _world() -> int:
-    d = torch.distributed
-    return d.get_world_size() if d.is_available() and d.is_initialized() else 1
-
-
 def reduce_sums(x: Tensor) -> Tensor:
     """The sum of x over all processes."""
-    if _world() > 1:
+    if processes() > 1:
         torch.distributed.all_reduce(x)
     return x
 
@@ -619,7 +614,8 @@ class GradientRebalancing(nn.Module):
 
         _, said = self.heads(z)
         each = self.criterion(said.reshape(M * n, K), y.repeat(M, *[1] * (y.ndim - 1))).reshape(M, n)
-        unimodal = _mean(each, mask).sum()  # Eq. 18
+        shared = None if mask is None else SharedBatch(n if real is None else real.sum(), y, self.counts)
+        unimodal = _mean(each, mask, shared).sum()  # Eq. 18
         losses = {"unimodal": unimodal}
         with torch.no_grad():
             apart = discrepancies(fused.detach(), said.detach(), y, config.discrepancy)
@@ -732,9 +728,12 @@ class GradientRebalancing(nn.Module):
 _LAST = ("discrepancy", "change", "mu", "cosine", "rms_before", "rms_after")
 
 
-def _mean(each: Tensor, mask: Tensor | None) -> Tensor:
+def _mean(each: Tensor, mask: Tensor | None, shared: SharedBatch | None = None) -> Tensor:
     """Mean over the last axis where the mask is True; 0 where it never is."""
-    return each.mean(-1) if mask is None else torch.where(mask, each, 0).sum(-1) / mask.sum(-1).clamp_min(1)
+    if mask is None:
+        return each.mean(-1)
+    count = mask.sum(-1)
+    return torch.where(mask, each, 0).sum(-1) / (count.clamp_min(1) if shared is None else shared.count(count))
 
 
 def _only_gradient(x: Tensor) -> Tensor:
@@ -867,6 +866,11 @@ class BALM(nn.Module):
     # --- in the loop ---
 
     def on_start(self, state: State) -> None:
+        if self.rebalancing is not None and self.config.cos_on == "grad" and processes() > 1:
+            raise ValueError(
+                "cos_on: 'grad' supports one process: its cosines are those of the gradients of a whole mini-batch; "
+                "run with one, or with cos_on='weight'"
+            )
         if self.rebalancing is not None and state.config.clip is not None and not self.config.clip_heads:
             state.optimizer.register_step_pre_hook(self.rebalancing.give_back)
 

@@ -37,7 +37,7 @@ from ..checks import (
     from_reading,
     option,
 )
-from ..layers import MLP, as_frames, frame_shapes, masked_mean, scoring
+from ..layers import MLP, SharesBatches, as_frames, frame_shapes, masked_mean, same_draw, scoring
 from ..losses import mmd, sinkhorn, task_loss
 
 __all__ = [
@@ -370,7 +370,7 @@ class Diagnosis(NamedTuple):
     reconstructed: dict[str, Tensor]  # the same of the reconstruction
 
 
-class DEAR(nn.Module):
+class DEAR(SharesBatches, nn.Module):
     """The whole model: HDCR, SURE and SR-DS (Eqs. 1-13).
 
     text_encoder : for a modality of token ids, a module that takes ``input_ids`` and ``attention_mask`` [B, T] and
@@ -609,7 +609,7 @@ class DEAR(nn.Module):
             p, q = (torch.cat([v[m].flatten(0, 1) for m in names]) for v in (x, y))
             weight = torch.cat([kept[m].flatten() for m in names])
             if config.samples == "subsampled" and config.token_samples < len(p):
-                chosen = (torch.rand(len(p), device=p.device) + weight).topk(config.token_samples).indices
+                chosen = (same_draw(torch.rand(len(p), device=p.device)) + weight).topk(config.token_samples).indices
                 p, q, weight = p[chosen], q[chosen], weight[chosen]
         enough = weight.sum() > 1
         self._note(place, enough)
@@ -695,14 +695,17 @@ class DEAR(nn.Module):
             return losses
         whole, rows, frames = self._original(batch, encoded)
         x, x_hat = self._target(whole), {m: repaired[m][1] for m in self.modalities}
-        losses.update(self._align(x, x_hat, rows, frames))
+        shared = self.shared(batch)
+        every = lambda values: {m: shared.rows(v) for m, v in values.items()}
+        all_x, all_rows, all_frames = every(x), shared.rows(rows), every(frames)  # of all processes
+        losses.update(self._align(all_x, every(x_hat), all_rows, all_frames))
         if config.beta and found.difficulty is not None:
             error = self._error(x, x_hat, frames)
             if config.error_scale == "variance":
-                error = error / self._variances(x, rows, frames)
+                error = error / self._variances(all_x, all_rows, all_frames)
             error = error if config.error_grad else error.detach()
             missed = torch.where(rows, error - found.difficulty, 0).square()  # Eq. 12
-            losses["calibration"] = config.beta * missed.sum() / rows.sum().clamp_min(1)
+            losses["calibration"] = config.beta * missed.sum() / shared.count(rows.sum())
         return losses
 
     def _task(self, logits: Tensor, y: Tensor) -> Tensor:

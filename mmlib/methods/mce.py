@@ -44,6 +44,7 @@ from ..coalitions import (
     shapley_values,
     shapley_weights,
 )
+from ..layers import SharedBatch, SharesBatches, same_draw
 from ..losses import sample_losses
 
 __all__ = [
@@ -482,7 +483,7 @@ READINGS: dict[str, dict[str, Any]] = {
 }
 
 
-class MCE(nn.Module):
+class MCE(SharesBatches, nn.Module):
     """A backbone with the reconstruction module, trained with MCE's factors and losses (Eq. 14, Algorithm 1).
 
     backbone : any backbone with independent encoders whose encodings have one width (``backbone.width``); its fusion
@@ -495,7 +496,9 @@ class MCE(nn.Module):
 
     ``forward(batch)`` gives the logits of what is present and, in training, the losses "task", "single", "subset" and
     "completion", those with weight 0 left out. The batches are samples [B], not dialogues. After a training step,
-    ``last`` holds the factors and what they came from. Raises ValueError for what does not fit together.
+    ``last`` holds the factors and what they came from. Several processes train as one does, but for what each draws for
+    its own samples: dropout, and orders for Monte-Carlo Shapley values (``permutations`` or ``subsets``). Raises
+    ValueError for what does not fit together.
     """
 
     rates: Tensor
@@ -623,19 +626,19 @@ class MCE(nn.Module):
             )
         if config.rate_factor and self.rates.isnan().any():
             raise ValueError("present: A is not known yet; call observe(train.present) before training without fit")
-        y, present = batch.target, self._columns(batch.present)
+        y, present, shared = batch.target, self._columns(batch.present), self.shared(batch)
 
         h = evaluator.encode(batch)  # Eq. 2
-        pairs = self._pairs(present)
+        pairs = self._pairs(present, shared)
         logits, completed, main, first_pass = self._predict(batch, h, present, pairs)
         each = sample_losses(logits, y[pairs.row], lead=1)  # of every pair of a sample and a coalition [R]
         task = sample_losses(main, y, lead=1)
         some = present.any(-1) if config.all_missing == "exclude" else torch.ones_like(present[:, 0])
-        losses = {"task": (task * some).sum() / some.sum().clamp_min(1)}
+        losses = {"task": (task * some).sum() / shared.count(some.sum())}
 
         weights = self._factors(batch, h, present, pairs, logits)  # A_m B_m, without gradient
         if config.lambda_single:
-            single = self._single_losses(h, first_pass, present, y)
+            single = self._single_losses(h, first_pass, present, y, shared)
             losses["single"] = config.lambda_single * (weights * single).sum()
         if config.lambda_sub:
             losses["subset"] = config.lambda_sub * (each * pairs.share(config.subset_loss)).sum()
@@ -648,12 +651,12 @@ class MCE(nn.Module):
     def _columns(self, present: Tensor) -> Tensor:
         return present if self.config.columns is None else present[..., list(self.config.columns)]
 
-    def _pairs(self, present: Tensor) -> _Pairs:
+    def _pairs(self, present: Tensor, shared: SharedBatch | None = None) -> _Pairs:
         """The pairs (n, S), S a subset of M_n, that this step evaluates: all (Eq. 10), or all of the drawn S."""
         config = self.config
         wanted = bool(config.lambda_sub or config.lambda_aux)
         whole = config.state_factor and config.permutations is None and config.subsets is None
-        return _Pairs(present, every=wanted or whole, draw=config.subsets if wanted else None)
+        return _Pairs(present, every=wanted or whole, draw=config.subsets if wanted else None, shared=shared)
 
     def _predict(
         self, batch: MultimodalBatch, h: dict[str, Tensor], present: Tensor, pairs: _Pairs
@@ -684,7 +687,9 @@ class MCE(nn.Module):
         assert y is not None
         one = torch.ones_like(self.rates)
         rate = self.rates if config.rate_factor else one
-        count = present.sum(0)
+        shared = pairs.shared
+        seen = shared.rows(present)
+        count = seen.sum(0)
         state, upper, shapley = one, torch.full_like(one, torch.nan), torch.full_like(one, torch.nan)
         if config.state_factor:
             worth = lambda said, true: prediction_value(said, true, config.value, config.tolerance)
@@ -695,9 +700,9 @@ class MCE(nn.Module):
                 bound = self.upper(batch.ids)
             else:
                 bound = torch.stack([worth(self._head(m, x), y) for m, x in h.items()], -1)
-            upper = (bound * present).sum(0).to(one)  # Eq. 6, summed over the batch
-            shapley = self._shapley(batch, h, present, pairs, logits, worth).to(one)
-            state = learning_state_factor(upper, shapley, present, config.mask_negative)
+            upper = shared.sum((bound * present).sum(0).to(one))  # Eq. 6, summed over the batch
+            shapley = shared.sum(self._shapley(batch, h, present, pairs, logits, worth).to(one))
+            state = learning_state_factor(upper, shapley, seen, config.mask_negative)
             if not config.state_norm:
                 state = state * count
         values = torch.stack([rate, state, shapley, upper, count.to(rate)])
@@ -747,7 +752,9 @@ class MCE(nn.Module):
                 raise
             raise ValueError(f"heads[{name!r}]: expected a decoder of encodings {list(h.shape)}: {error}") from error
 
-    def _single_losses(self, h: dict[str, Tensor], first_pass: dict[str, Tensor], present: Tensor, y: Tensor) -> Tensor:
+    def _single_losses(
+        self, h: dict[str, Tensor], first_pass: dict[str, Tensor], present: Tensor, y: Tensor, shared: SharedBatch
+    ) -> Tensor:
         """rho(f_dec^m(h_m), y) of Eq. 9, [M]."""
         released = self.config.single_loss == "released"
         losses = []
@@ -760,7 +767,7 @@ class MCE(nn.Module):
                 losses.append(sample_losses(logits, torch.where(_like(there, y), y, 0), lead=1).mean())
             else:
                 each = sample_losses(self._head(name, h[name]), y, lead=1)
-                losses.append((each * there).sum() / there.sum().clamp_min(1))
+                losses.append((each * there).sum() / shared.count(there.sum()))
         return torch.stack(losses)
 
     def _completion_loss(
@@ -800,17 +807,18 @@ class _Pairs:
     nothing has the pair with the empty coalition, which no loss counts).
     """
 
-    def __init__(self, present: Tensor, every: bool = True, draw: int | None = None):
+    def __init__(self, present: Tensor, every: bool = True, draw: int | None = None, shared: SharedBatch | None = None):
         B, M = present.shape
+        self.shared = shared = shared or SharedBatch(B, present)
         codes = torch.arange(2**M, device=present.device)
         self.own = self.code_of(present)  # [B]
         full = codes[:, None] == self.own  # [2**M, B]
         feasible = ((codes[:, None] & ~self.own) == 0) & (codes[:, None] > 0)
-        self.chosen = feasible.any(-1) if every else torch.zeros_like(feasible[:, 0])  # S_batch
+        self.chosen = shared.sum(feasible.sum(-1)) > 0 if every else torch.zeros_like(feasible[:, 0])  # S_batch
         self.every = every and draw is None
         if draw is not None and every:
             count = min(draw, int(self.chosen.sum()))
-            some = torch.multinomial(self.chosen.float(), count) if count else codes[:0]
+            some = same_draw(torch.multinomial(self.chosen.float(), count)) if count else codes[:0]
             self.chosen = torch.zeros_like(self.chosen).index_fill(0, some, True)
         counted = feasible & self.chosen[:, None]
         code, self.row = (counted | full).nonzero().unbind(-1)
@@ -836,7 +844,7 @@ class _Pairs:
         B, _ = self.size
         if how == "mean":
             feasible = torch.zeros(self.size[1], device=self.row.device).index_add_(0, self.code, self.counted.float())
-            return self.counted / (feasible[self.code].clamp_min(1) * self.chosen.sum().clamp_min(1))
+            return self.counted / (self.shared.count(feasible)[self.code] * self.chosen.sum().clamp_min(1))
         strict = self.counted & ~self.is_full
         if how == "last":
             last = torch.zeros(B, dtype=torch.int64, device=self.row.device)

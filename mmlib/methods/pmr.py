@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from ..backbones.base import BACKBONE, Backbone
 from ..batch import BATCH, DATASET, MultimodalBatch, MultimodalDataset, Output
 from ..checks import Array, Either, Number, OneOf, Whole
-from ..layers import scoring
+from ..layers import SharesBatches, processes, scoring
 from ..losses import task_loss
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def prototype_log_probabilities(h: Tensor, prototypes: Tensor, seen: Tensor) -> 
     return logits.masked_fill(~seen[..., None, :], torch.finfo(logits.dtype).min).log_softmax(-1)
 
 
-class PMR(nn.Module):
+class PMR(SharesBatches, nn.Module):
     """A backbone with the task loss and a prototype loss of the modalities that lag behind.
 
     At the start of each epoch the class means of every modality's encodings, over the samples that have it, in eval
@@ -55,7 +55,7 @@ class PMR(nn.Module):
     their class. The modality with the largest s_m is the dominant one. Every weaker one with a sample in the batch adds
     alpha * c_m * CE_m, the mean cross-entropy of its prototype probabilities over its present samples. With two
     modalities this is the paper's pair; for more, that all weaker ones are helped, each compared with the dominant one,
-    is our reading (the release has two). Each process judges its own part of the mini-batch.
+    is our reading (the release has two).
 
     classes : K
     momentum : weight of the old prototypes, in [0, 1). The release discards those of the untrained net, we blend them
@@ -128,13 +128,15 @@ class PMR(nn.Module):
         log_p = prototype_log_probabilities(self._stack(h, batch), self.prototypes, self.seen)
         of_class = log_p[:, torch.arange(len(target), device=target.device), target]  # [M, n]
         counted = there & self.seen[:, target]
-        count = counted.sum(-1).clamp_min(1)
+        shared = self.shared(batch)
+        count = shared.count(counted.sum(-1))
         mean = lambda x: torch.where(counted, x, 0).sum(-1) / count
 
         with torch.no_grad():
-            p = torch.where(counted, of_class.exp(), 0).sum(-1)
-            score = p / count if self.score == "mean" else p
-            judged = counted.any(-1)
+            p = shared.sum(torch.where(counted, of_class.exp(), 0).sum(-1))
+            every = shared.sum(counted.sum(-1))
+            score = p / every.clamp_min(1) if self.score == "mean" else p
+            judged = every > 0
             dominant = torch.where(judged, score, 0).amax()
             weaker = judged & (score < dominant)
             if self.coefficient == "one":
@@ -192,6 +194,10 @@ class PMR(nn.Module):
             )
 
     def on_start(self, state: State) -> None:
+        if "utterance" in state.train.data.extras and processes() > 1:
+            raise ValueError(
+                "method: PMR supports one process with dialogues: its means are over padding too; run with one"
+            )
         self._check_classes(state.train.data)
         if state.train.info["outputs"] != self.classes:
             raise ValueError(f"classes: expected {state.train.info['outputs']} as in the data, got {self.classes}")

@@ -1,0 +1,177 @@
+"""Two processes train every method as one does: the parts of a mini-batch, its statistics, uneven and empty parts."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_mbt_sample import two_processes
+from torch import nn
+
+from mmlib import MultimodalDataset
+from mmlib import data as sources
+from mmlib.backbones import GenericBackbone, MMGCNBackbone, SelfMMEvaluator, SelfMMTraining
+from mmlib.layers import SharedBatch
+from mmlib.methods import BALM, CGGM, DEAR, DREAM, MCE, OGMGE, PMR, JointTraining, MBTSample
+from mmlib.methods.mce import UpperBounds
+from mmlib.missing import MissingPlan
+from mmlib.training import TrainConfig, fit, random_state
+
+NAMES = ("text", "audio", "image")
+PLAN = MissingPlan("imbalanced", rates=[0.2, 0.5, 0.7], seed=1)
+
+
+def toy(n: int = 21, regression: bool = False) -> MultimodalDataset:
+    """In mini-batches of 5 the last has one sample, so that the second process has none."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 3, n)
+    features = {
+        m: (rng.normal(size=(n, 2 + i, 4)) + np.eye(4)[y][:, None]).astype("float32") for i, m in enumerate(NAMES)
+    }
+    return MultimodalDataset.from_arrays(features, (y - 0.9).astype("float32") if regression else y)
+
+
+DATA, SCORES = toy(), toy(regression=True)
+TALK = sources.load("conversations", sizes=(11, 2, 2), lengths=(2, 7))["train"]
+net = functools.partial(GenericBackbone.for_data, DATA, width=8, dropout=0.0)
+talk = functools.partial(MMGCNBackbone.for_data, TALK, width=8, hidden=4, layers=2, dropout=0.0)
+
+
+def mce(**options: Any) -> MCE:
+    table = np.random.default_rng(2).integers(0, 2, DATA.present.shape)
+    upper = UpperBounds(torch.as_tensor(table).float(), DATA.ids, DATA.modalities)
+    return MCE(net(), upper, **{"attention_heads": 2, "hidden": 16, "dropout": 0.0, **options})
+
+
+def dear(**options: Any) -> DEAR:
+    sizes = {"width": 8, "heads": 2, "head_width": 4, "hidden": 8, "layers": 1}
+    return DEAR.for_data(SCORES, **{**sizes, **options})
+
+
+def dream(**options: Any) -> DREAM:
+    return DREAM.for_data(net().eval(), DATA, width=8, heads=2, dropout=0.0, **options)
+
+
+# name -> method, data, accumulation
+RUNS: dict[str, tuple[Callable[[], nn.Module], MultimodalDataset, int]] = {
+    "joint": (lambda: JointTraining(net()), DATA, 1),
+    "joint, dialogues": (lambda: JointTraining(talk()), TALK, 2),
+    "mce": (mce, DATA, 1),
+    "mce, accumulated": (mce, DATA, 2),
+    "mce, released": (lambda: mce(reading="released"), DATA, 1),
+    "mce, eval": (lambda: mce(value_pass="eval", all_missing="keep"), DATA, 2),
+    "mce, drawn": (lambda: mce(subsets=3, state_factor=False), DATA, 1),
+    "mce, heads": (lambda: mce(upper_source="current", state_norm=False, mask_negative=False), DATA, 1),
+    "dream": (dream, DATA, 1),
+    "dream, text": (lambda: dream(reading="text", enhance="all", distill_on="masked"), DATA, 2),
+    "dear": (dear, SCORES, 1),
+    "dear, accumulated": (lambda: dear(stop_complete=False, error_grad=True, beta=1.0), SCORES, 2),
+    "dear, tokens": (lambda: dear(samples="subsampled", token_samples=9, bandwidths=(1.0, 4.0)), SCORES, 1),
+    "dear, sinkhorn": (lambda: dear(alignment="sinkhorn", samples="tokens", epsilon=0.5, lambda1=1.0), SCORES, 1),
+    "dear, variance": (lambda: dear(alignment="mse", error_scale="variance", beta=0.01), SCORES, 1),
+    "balm": (lambda: BALM(net(), mu_clip=(0.0, 3.9)), DATA, 1),
+    "balm, present": (lambda: BALM(net(), rows="present", mu_clip=(0.0, 3.9)), DATA, 2),
+    "balm, dialogues": (lambda: BALM(talk(), TALK.feature_shapes, rows="present", mu_clip=(0.0, 3.9)), TALK, 1),
+    "cggm": (lambda: CGGM(net()), DATA, 1),
+    "ogm-ge": (lambda: OGMGE(net(), noise=False, alpha=0.8), DATA, 1),
+    "ogm-ge, dialogues": (lambda: OGMGE(talk(), noise=False, rows="present"), TALK, 1),
+    "pmr": (lambda: PMR(net(), 3, regulariser=0.5, regulariser_epochs=1), DATA, 1),
+    "pmr, ratio": (lambda: PMR(net(), 3, coefficient="ratio", score="mean"), DATA, 2),
+    "mbt-sample": (lambda: MBTSample(net(), warmup=1), DATA, 1),
+}
+REFUSED: dict[str, tuple[Callable[[], nn.Module], MultimodalDataset, int]] = {
+    "self-mm": (lambda: SelfMMTraining(SelfMMEvaluator.for_data(SCORES, lstm=4, width=8), SCORES), SCORES, 1),
+    "balm": (lambda: BALM(net(), cos_on="grad"), DATA, 1),
+    "pmr": (lambda: PMR(talk(), TALK.info["outputs"]), TALK, 1),
+}
+
+
+def train(make: Callable[[], nn.Module], data: MultimodalDataset, accumulation: int) -> dict[str, torch.Tensor]:
+    with random_state(0):
+        method = make()
+    stored = lambda: {k: v for k, v in method.state_dict().items() if not k.endswith("ids")}
+    flat = lambda: torch.cat([x.detach().double().flatten() for x in stored().values()]).nan_to_num()
+    start = flat()
+    sgd = functools.partial(torch.optim.SGD, lr=0.01)
+    epochs = 2 if isinstance(method, PMR | MBTSample) else 1
+    config = TrainConfig(
+        epochs=epochs, batch_size=5, accumulation=accumulation, optimizer=sgd, select="last", device="cpu"
+    )
+    history = fit(method, data, config=config, train_plan=PLAN if data is not TALK else None)
+    terms = [v for row in history.epochs for k, v in row.items() if k.startswith(("train_", "skipped_"))]
+    return {"start": start, "end": flat(), "terms": torch.tensor(terms, dtype=torch.float64)}
+
+
+def parallel_run() -> dict[str, Any]:
+    found: dict[str, Any] = {name: train(*run) for name, run in RUNS.items()}
+    if torch.distributed.is_initialized():
+        for name, run in REFUSED.items():
+            try:
+                train(*run)
+            except ValueError as error:
+                found[f"refused {name}"] = str(error)
+        found["rows"] = rows_and_gradient()
+    return found
+
+
+def rows_and_gradient() -> dict[str, torch.Tensor]:
+    """Parts of 2 and 1 samples, or 1 and none: all rows in every process, and the gradient of this process's part."""
+    rank, found = torch.distributed.get_rank(), {}
+    for n in (3, 1):
+        whole = torch.arange(2.0 * n).reshape(n, 2)
+        x = (whole[rank::2] if rank < n else whole[:1]).requires_grad_()
+        shared = SharedBatch(len(x), x, counts=rank < n)
+        every = shared.rows(x)
+        (every.square().sum() + 0 * x.sum()).backward()
+        found[f"rows {n}"] = every.detach()
+        found[f"gradient {n}"] = x.grad
+        found[f"bool {n}"] = shared.rows(x.detach() > 2)
+        found[f"sum {n}"] = shared.sum(x.sum(0))
+        found[f"count {n}"] = shared.count(torch.tensor(float(len(x))))
+    return found
+
+
+def relative(a: torch.Tensor, b: torch.Tensor, scale: torch.Tensor) -> float:
+    return ((a - b).norm() / scale.norm()).item()
+
+
+@pytest.mark.slow
+def test_two_processes_train_every_method_like_one(tmp_path: Path) -> None:
+    one = parallel_run()
+    first, second = two_processes(tmp_path, "test_processes")
+    wrong = {}
+    for name in RUNS:
+        moved = one[name]["end"] - one[name]["start"]
+        assert moved.norm() > 1e-4 * one[name]["end"].norm() > 0
+        assert torch.equal(first[name]["start"], one[name]["start"])
+        differences = {
+            "weights": relative(first[name]["end"], one[name]["end"], one[name]["end"]),
+            "moved": relative(first[name]["end"], one[name]["end"], moved),
+            "between": relative(first[name]["end"], second[name]["end"], one[name]["end"]),
+            "terms": relative(first[name]["terms"], one[name]["terms"], one[name]["terms"]),
+        }
+        wrong[name] = differences
+    print(*[(k, {a: f"{b:.1e}" for a, b in v.items()}) for k, v in wrong.items()], sep="\n")
+    limits = {"weights": 1e-5, "moved": 1e-4, "between": 0.0, "terms": 1e-5}
+    assert not {k: v for k, v in wrong.items() if any(v[a] > limit for a, limit in limits.items())}
+
+    assert "SelfMMTraining supports one process" in first["refused self-mm"]
+    assert "cos_on: 'grad' supports one process" in first["refused balm"]
+    assert "PMR supports one process with dialogues" in second["refused pmr"]
+    x = torch.arange(6.0).reshape(3, 2)
+    for found, mine, part in ((first, x[::2], 2 / 3), (second, x[1::2], 1 / 3)):
+        rows = found["rows"]
+        assert torch.equal(rows["rows 3"], x)
+        assert torch.equal(rows["bool 3"], x > 2)
+        torch.testing.assert_close(rows["gradient 3"], 2 * mine / part)
+        assert torch.equal(rows["sum 3"], x.sum(0))
+        torch.testing.assert_close(rows["count 3"], torch.tensor(3 * part))
+        assert torch.equal(rows["rows 1"], x[:1])
+        assert rows["count 1"] == 1
+    assert torch.equal(first["rows"]["gradient 1"], 2 * x[:1])
+    assert not second["rows"]["gradient 1"].any()

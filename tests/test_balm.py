@@ -1056,7 +1056,7 @@ def test_what_balm_refuses() -> None:
         BALM(net, variant="BALM-X")
     with pytest.raises(ValueError, match="reading: expected 'paper' or 'released', got 'code'"):
         BALM(net, reading="code")
-    with pytest.raises(ValueError, match=r"options: unknown \['rhoo'\]; known are"):
+    with pytest.raises(ValueError, match=r"options: unknown options \['rhoo'\]; known are"):
         BALM(net, rhoo=1.0)
     with pytest.raises(ValueError, match=r"encoders: expected one for each of \['m0', 'm1'\], got \['m0'\]"):
         BALM(net, encoders={"m0": net.encoders["m0"]})
@@ -1079,7 +1079,7 @@ def test_what_balm_refuses() -> None:
     with pytest.raises(ValueError, match="widths: expected the widths of the encodings"):
         BALM(unknown, calibration=False)
     single = toy(M=2).select(["m0"])
-    with pytest.raises(ValueError, match="encoders: expected at least two modalities"):
+    with pytest.raises(ValueError, match="encoders: expected a dict by names with at least 2"):
         balm(single)
     assert balm(single, variant="+FCM")(single[:]).logits.shape == (60, 3)
     maps = data.data.replace(target=torch.zeros(60, 2))

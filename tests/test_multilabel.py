@@ -28,7 +28,7 @@ from mmlib.methods.dear import DEAR
 from mmlib.methods.dream import DREAM
 from mmlib.methods.joint import JointTraining
 from mmlib.methods.mbt_sample import MBTSample
-from mmlib.methods.mce import MCE, UpperBounds, prediction_value
+from mmlib.methods.mce import MCE, prediction_value
 from mmlib.methods.ogm_ge import OGMGE
 from mmlib.methods.pmr import PMR
 
@@ -166,21 +166,17 @@ def _joint(train: MultimodalDataset, valid: MultimodalDataset) -> torch.nn.Modul
 
 
 def _mce(train: MultimodalDataset, valid: MultimodalDataset) -> torch.nn.Module:
-    alone: dict[str, torch.nn.Module] = {}
-    for m in train.modalities:
-        own = train.select([m]).subset(train.present[:, train.modalities.index(m)])
-        alone[m] = JointTraining(GenericBackbone.for_data(own, width=16))
-        training.fit(alone[m], own, config=training.TrainConfig(epochs=8, lr=5e-3, select="last", device="cpu"))
-    upper = UpperBounds.from_models(alone, train)
-    assert set(upper.table.mul(K).round().unique().tolist()) == {0, 1, 2, 3}
-    return MCE(GenericBackbone.for_data(train, width=32), upper, hidden=32)
+    config = training.TrainConfig(epochs=8, lr=5e-3, select="last", device="cpu")
+    method = MCE.for_data(GenericBackbone.for_data(train, width=32), train, valid, config, hidden=32)
+    assert method.upper is not None
+    assert set(method.upper.table.mul(K).round().unique().tolist()) == {0, 1, 2, 3}
+    return method
 
 
 def _dream(train: MultimodalDataset, valid: MultimodalDataset) -> torch.nn.Module:
-    evaluator = MLPEvaluator.for_data(train, width=32)
     config = training.TrainConfig(epochs=15, lr=5e-3, device="cpu")
-    training.fit(JointTraining(evaluator, 0.2), train, valid, config)
-    return DREAM.for_data(evaluator.eval(), train, width=20, heads=2, repeats=1, empty="majority")
+    evaluator = MLPEvaluator.for_data(train, width=32)
+    return DREAM.for_data(evaluator, train, valid, config, width=20, heads=2, repeats=1, empty="majority")
 
 
 def _dear(train: MultimodalDataset, valid: MultimodalDataset) -> torch.nn.Module:

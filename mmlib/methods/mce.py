@@ -245,10 +245,10 @@ def _right(
     model: nn.Module, data: MultimodalDataset, name: str, value: str | None, tolerance: float, batch_size: int = 1024
 ) -> Tensor:
     """What the model of one modality makes of each sample, [n]; 0 for those that do not have it."""
-    own, device = data.data.select([name]), next(model.parameters()).device
+    own, device = data.select([name]), next(model.parameters()).device
     column = torch.zeros(len(data))
     with scoring(model):
-        for rows in data.present[:, data.data.index(name)].nonzero()[:, 0].split(batch_size):
+        for rows in data.present[:, data.modalities.index(name)].nonzero()[:, 0].split(batch_size):
             batch = own[rows].to(device)
             said = model(batch)
             logits = getattr(said, "logits", said)
@@ -865,7 +865,7 @@ class _Pairs:
 
 def _having(data: MultimodalDataset, name: str) -> MultimodalDataset | None:
     """One modality of the samples that have it; None where there is none."""
-    rows = data.present[:, data.data.index(name)].nonzero()[:, 0]
+    rows = data.present[:, data.modalities.index(name)].nonzero()[:, 0]
     return data.select([name]).subset(rows) if len(rows) else None
 
 

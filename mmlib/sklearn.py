@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
-from sklearn.model_selection import train_test_split
 from sklearn.utils import check_array, check_consistent_length, check_random_state, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -38,7 +37,7 @@ def _plugged(method: Any) -> Build:
     return lambda train, valid, config, net, options: method(GenericBackbone.for_data(train, **net), **options)
 
 
-METHODS: dict[str, Build] = {
+METHODS: dict[str, Build] = {  # the first stage of "mce" and "dream" is done too
     "joint": _plugged(JointTraining),
     "mce": lambda train, valid, config, net, options: MCE.for_data(
         GenericBackbone.for_data(train, **net), train, valid, config, **options
@@ -57,7 +56,6 @@ METHODS: dict[str, Build] = {
     ),
     "mbt-sample": _plugged(MBTSample),
 }
-"""What ``method`` may name; the first stage of "mce" and "dream" is done too."""
 
 
 class _MissingModality(BaseEstimator):
@@ -186,14 +184,6 @@ class _MissingModality(BaseEstimator):
         if not len(rows):
             raise ValueError("X: expected something in some sample, everything is missing")
         held = int(self.validation_fraction * len(rows))
-        valid = None
-        if held:
-            strata = None if strata is None else strata[rows]
-            if strata is not None and (np.bincount(strata).min() < 2 or not len(np.unique(strata)) <= held):
-                strata = None  # some class is too rare to be on both sides
-            rows, others = train_test_split(rows, test_size=held, random_state=seed, stratify=strata)
-            valid = data.subset(torch.from_numpy(others))
-        train = data.subset(torch.from_numpy(rows))
         config = TrainConfig(
             epochs=self.epochs,
             batch_size=self.batch_size,
@@ -206,6 +196,7 @@ class _MissingModality(BaseEstimator):
             progress=self.verbose,
         )
         with random_state(seed):
+            train, valid = _split(data, rows, held, strata, seed)
             build: Build = self.method if callable(self.method) else METHODS[self.method]
             net = {"width": self.width, "dropout": self.dropout}
             method = build(train, valid, config, net, dict(self.method_options or {}))
@@ -231,8 +222,9 @@ _DOC = """
     training targets. Columns are not standardised: put a StandardScaler, which passes NaN through, before it in a
     Pipeline.
 
-    method : one of `METHODS`, or a function (train, valid, config, net, options) -> method, where ``net`` holds width
-        and dropout, and ``options`` is ``method_options``
+    method : "joint", "mce", "dream", "dear", "balm", "cggm" or "mbt-sample", for classes and labels "ogm-ge", for
+        classes "pmr"; or a function (train, valid, config, net, options) -> method, where ``net`` holds width and
+        dropout, and ``options`` is ``method_options``
     columns : of a frame or array, which columns each modality has, by name or position: ``{{"audio": ["a0", "a1"]}}``.
         None: all are one modality "x"
     method_options : for the method's constructor (its ``for_data``, where it has one)
@@ -315,6 +307,22 @@ class MissingModalityRegressor(RegressorMixin, _MissingModality):
         """The score of each sample [n]."""
         logits, there = self._predict(X)
         return np.where(there, logits[:, 0], 0) * self.scale_ + self.mean_
+
+
+def _split(
+    data: MultimodalDataset, rows: np.ndarray, held: int, strata: np.ndarray | None, seed: int
+) -> tuple[MultimodalDataset, MultimodalDataset | None]:
+    """The samples at ``rows`` without, and of, the ``held`` ones; with the same classes in both where that can be."""
+    if not held:
+        return data.subset(torch.from_numpy(rows)), None
+    from sklearn.model_selection import train_test_split  # not above: its import draws from Python's random numbers
+
+    if strata is not None:
+        counts = np.bincount(strata[rows])
+        rare = counts.min() < 2 or len(counts) > min(held, len(rows) - held)
+        strata = None if rare else strata[rows]
+    kept, others = train_test_split(rows, test_size=held, random_state=seed, stratify=strata)
+    return data.subset(torch.from_numpy(kept)), data.subset(torch.from_numpy(others))
 
 
 def _given(estimator: BaseEstimator, y: Any) -> Any:

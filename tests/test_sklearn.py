@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import random
 from typing import Any
 
 import numpy as np
@@ -64,15 +65,17 @@ def arrays(frame: pd.DataFrame) -> dict[str, np.ndarray]:
     return {m: frame[names].to_numpy() for m, names in COLUMNS.items()}
 
 
+OPTIONS: dict[str, dict[str, Any]] = {
+    "dream": {"width": 16, "heads": 2, "repeats": 1},
+    "dear": {"width": 16, "heads": 2, "head_width": 8, "hidden": 16, "layers": 1},
+    "mce": {"hidden": 32},
+}
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_learns_from_a_frame_with_text_labels(method: str) -> None:
     frame, y = table()
-    options = {
-        "dream": {"width": 16, "heads": 2, "repeats": 1},
-        "dear": {"width": 16, "heads": 2, "head_width": 8, "hidden": 16, "layers": 1},
-        "mce": {"hidden": 32},
-    }
-    model = MissingModalityClassifier(method, columns=COLUMNS, method_options=options.get(method), **SMALL)
+    model = MissingModalityClassifier(method, columns=COLUMNS, method_options=OPTIONS.get(method), **SMALL)
     model.fit(frame, y)
     assert model.classes_.tolist() == ["calm", "cross", "glad"]
     test, truth = table(200, seed=1)
@@ -86,9 +89,10 @@ def test_every_method_learns_from_a_frame_with_text_labels(method: str) -> None:
 def test_a_seed_makes_it_deterministic_and_a_pickle_is_the_model() -> None:
     frame, y = table()
     first = MissingModalityClassifier(columns=COLUMNS, **QUICK).fit(frame, y)
-    state = torch.get_rng_state()
+    states = lambda: (torch.get_rng_state().tolist(), random.getstate(), str(np.random.get_state()))  # noqa: NPY002
+    before = states()
     again = clone(first).fit(frame, y)
-    assert torch.equal(state, torch.get_rng_state())
+    assert states() == before
     assert np.array_equal(first.predict_proba(frame), again.predict_proba(frame))
     assert np.array_equal(first.predict_proba(frame), pickle.loads(pickle.dumps(first)).predict_proba(frame))
     other = clone(first).set_params(random_state=1).fit(frame, y)
@@ -163,6 +167,22 @@ def test_regression_in_the_units_of_the_target() -> None:
     assert model.predict(empty) == pytest.approx([y.mean()] * 2)
 
 
+@pytest.mark.parametrize("method", sorted({*METHODS} - {"joint", "ogm-ge", "pmr"}))
+def test_the_methods_that_take_scores_or_labels(method: str) -> None:
+    frame, y = table(120)
+    scores, labels = (y == "calm") * 3.0 + 20, np.stack([y == "calm", y != "cross"], 1).astype(int)
+    options = {"columns": COLUMNS, "method_options": OPTIONS.get(method), **{**SMALL, "epochs": 10}}
+    assert MissingModalityRegressor(method, **options).fit(frame, scores).score(frame, scores) > 0
+    assert MissingModalityClassifier(method, **options).fit(frame, labels).predict(frame).shape == (120, 2)
+
+
+@pytest.mark.parametrize("method", ["ogm-ge", "pmr"])
+def test_a_method_that_takes_no_scores_says_so(method: str) -> None:
+    frame, y = table(40)
+    with pytest.raises(ValueError, match="expects integer classes|classes: expected"):
+        MissingModalityRegressor(method, columns=COLUMNS, **QUICK).fit(frame, np.arange(40.0))
+
+
 def test_a_method_of_ones_own() -> None:
     frame, y = table(60)
 
@@ -192,7 +212,11 @@ def test_a_method_of_ones_own() -> None:
         ({"width": 0}, ValueError, "width: expected"),
         ({"verbose": 1}, TypeError, "verbose: expected True or False"),
         ({"method_options": {"tau": 1}}, TypeError, "tau"),
-        ({"method": "balm", "columns": {"audio": ["a0"]}}, ValueError, "encoders: expected a dict by names with at least 2"),
+        (
+            {"method": "balm", "columns": {"audio": ["a0"]}},
+            ValueError,
+            "encoders: expected a dict by names with at least 2",
+        ),
     ],
 )
 def test_what_does_not_fit_is_named(options: dict[str, Any], error: type[Exception], match: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from mmlib import MultimodalBatch, MultimodalDataset, training
+from mmlib import MultimodalBatch, MultimodalDataset, experiments, training
 from mmlib.backbones import GenericBackbone
 from mmlib.backbones.evaluators import MLPEvaluator
 from mmlib.batch import Output
@@ -295,3 +295,23 @@ def test_padding_of_dialogues_does_not_count() -> None:
         first: Output = method(batch)
         assert torch.equal(first.losses["task"], method(other).losses["task"])
     assert training.validation_scores(first.logits, batch) == training.validation_scores(first.logits, other)
+
+
+def test_a_sweep_scores_and_keeps_the_labels(
+    splits: tuple[MultimodalDataset, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = dict(zip(("train", "valid", "test"), splits, strict=True))
+    monkeypatch.setattr(experiments, "_splits", lambda *_: parts)
+    short = {"epochs": 2, "lr": 1e-2}
+    rows = experiments.train_and_score({"method": "joint", "device": "cpu", "train": short, "test": "subsets"})
+    found = {(row["test"], row["metric"]): row["value"] for row in rows}
+    tests = {"a", "b", "a+b"}
+    names = ("subset_accuracy", "hamming_accuracy", "micro_f1", "macro_f1", "macro_auroc", "macro_ap")
+    assert set(found) == {(test, name) for test in tests for name in names} | {("valid", "macro_f1")}
+    kept = rows.predictions
+    there = splits[2].present
+    assert kept["target"].shape == kept["a"].shape == (200, K)
+    assert (kept["a"][~there[:, 0]] == -1).all()  # nothing to predict from
+    said = kept["a"][there[:, 0]]
+    assert set(said.ravel().tolist()) <= {0, 1}
+    assert (said == kept["target"][there[:, 0]]).mean() == pytest.approx(found["a", "hamming_accuracy"])

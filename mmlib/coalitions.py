@@ -424,7 +424,10 @@ def coalition_rows(
             f"row, members: expected int64 [R] and bool [R, {len(batch.modalities)}], got {tuple(row.shape)} and "
             f"{members.dtype} {tuple(members.shape)}"
         )
-    return _Rows(model, batch, absent, nothing=False, encodings=encodings).logits(row, members)
+    try:
+        return _Rows(model, batch, absent, nothing=False, encodings=encodings).logits(row, members)
+    except IndexError as error:
+        raise ValueError(f"row: expected places in [0, {len(batch)}) ({error})") from error
 
 
 def _check_call(model: Any, batch: Any, absent: Any, encodings: Any) -> None:

@@ -24,6 +24,13 @@ def atomic_write(path: str | os.PathLike[str], content: bytes | memoryview, *, l
 
     Raises OSError with the reason (a full disk, no permission); the old file is then untouched.
     """
+    for name, given, kinds, words in (  # by hand, since this file needs no other
+        ("path", path, (str, os.PathLike), "a path"),
+        ("content", content, (bytes, bytearray, memoryview), "bytes"),
+        ("locked", locked, bool, "True or False"),
+    ):
+        if not isinstance(given, kinds):
+            raise TypeError(f"{name}: expected {words}, got {type(given).__name__}")
     path = Path(path)
     temporary: str | None = None
     try:

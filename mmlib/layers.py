@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .batch import frame_axis
+from .checks import RATE, SHAPES, Array, Is, Several, Whole
 
 __all__ = [
     "MLP",
@@ -24,13 +25,17 @@ __all__ = [
 ]
 
 
+ANY = Array("float integer", "[..., T]")
+
+
 def as_frames(x: Tensor) -> Tensor:
     """Samples of sequences, images or volumes [n, ...] as sequences [n, T, D]: an image's rows are its frames."""
-    return x.movedim(frame_axis(x, 1), 1).flatten(2)
+    return ANY("x", x).movedim(frame_axis(x, 1), 1).flatten(2)
 
 
 def frame_shapes(feature_shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, int]]:
     """The (T, D) of each modality as sequences, from one sample's shape; ValueError for token ids, which have no D."""
+    SHAPES("feature_shapes", feature_shapes)
     if tokens := [name for name, shape in feature_shapes.items() if len(shape) < 2]:
         raise ValueError(
             f"feature_shapes: expected sequences, images or volumes, got token ids in {tokens}; embed them"
@@ -41,6 +46,8 @@ def frame_shapes(feature_shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tup
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     """Mean of x [..., T, D] over the frames where mask [..., T] is True -> [..., D]; zeros where there is none."""
+    if ANY("x", x).shape[:-1] != Array("bool", "[..., T]")("mask", mask).shape:
+        raise ValueError(f"x, mask: expected [..., T, D] and [..., T], got {[*x.shape]} and {[*mask.shape]}")
     kept = torch.where(mask[..., None], x, 0)
     return kept.sum(-2) / mask.sum(-1, keepdim=True).clamp_min(1)
 
@@ -51,6 +58,8 @@ def scoring(*modules: nn.Module) -> Iterator[None]:
 
     Also after an exception, and also where some submodules were in another mode than their parent (a frozen part).
     """
+    for module in modules:
+        Is("an nn.Module", nn.Module)("modules", module)
     modes = [(part, part.training) for module in modules for part in module.modules()]
     try:
         for module in modules:
@@ -66,6 +75,8 @@ class MLP(nn.Sequential):
     """Linear, ReLU, Dropout, ..., Linear through the given widths, x [..., first] -> [..., last]."""
 
     def __init__(self, widths: list[int], dropout: float = 0.0):
+        Several(Whole(1), 2)("widths", widths)
+        RATE("dropout", dropout)
         layers: list[nn.Module] = []
         for i, (a, b) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
             if i:

@@ -376,6 +376,8 @@ def _patterns(scores: Mapping[Hashable, Any]) -> Array:
     if not scores:
         raise ValueError("scores: expected a mapping from at least one pattern to its score, got none")
     try:
+        if None in scores.values():
+            raise TypeError
         return np.stack([np.asarray(v, dtype=np.float64) for v in scores.values()])
     except TypeError as error:
         raise TypeError(f"scores: expected numbers, got {shown(scores)}") from error

@@ -113,7 +113,7 @@ class TrainConfig:
     steps: int | None = option(None, Maybe(Whole(1)))  # optimizer steps in all, instead of epochs
     # resident: whole tensors on the device; stream: a DataLoader; auto: by resident_limit
     loader: str = option("auto", OneOf("auto", "resident", "stream"))
-    resident_limit: int = option(4 << 30, Number(0))  # bytes of a split that may be moved onto the device as a whole
+    resident_limit: int = option(4 << 30, Whole(0))  # bytes of a split that may be moved onto the device as a whole
     loader_workers: int = option(0, Whole(0))  # processes of the DataLoader
 
     def __post_init__(self) -> None:

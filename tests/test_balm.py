@@ -318,7 +318,7 @@ def test_discrepancies_at_the_edges() -> None:
     hard = discrepancies(torch.tensor([[200.0, -200.0]]), torch.tensor([[[0.0, 0.0]]]), y)
     assert hard.item() == pytest.approx(math.log(2))
     assert discrepancies(z.bfloat16(), z[None].bfloat16(), y).dtype == torch.float32
-    with pytest.raises(ValueError, match="kind: expected 'kl', 'mse' or 'accuracy', got 'js'"):
+    with pytest.raises(ValueError, match="kind: expected one of kl, mse, accuracy, got 'js'"):
         discrepancies(z, z[None], y, "js")
 
 

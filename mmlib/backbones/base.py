@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..batch import BATCH, DATASET, MultimodalBatch, MultimodalDataset, per_frame
-from ..checks import Flag, Whole, shown
+from ..checks import Flag, Is, Maybe, Whole, shown
 from ..layers import scoring
 from ..losses import sample_losses
 
@@ -73,6 +73,7 @@ class Backbone(nn.Module):
         lead = len(batch.shape)
         encodings = {}
         for m, (name, x) in enumerate(batch.features.items()):
+            self.check_numbers(name, x)
             flat, valid = x.flatten(0, lead - 1), batch.valid[name].flatten(0, lead - 1)
             there = batch.present[..., m].flatten()
             if self.encode_absent:
@@ -83,6 +84,16 @@ class Backbone(nn.Module):
                 h = self._encode_rows(name, flat, valid, there)
             encodings[name] = h.unflatten(0, batch.shape)
         return encodings
+
+    def check_numbers(self, name: str, x: Tensor) -> None:
+        """Raise TypeError for floats of another precision than the modality's encoder has, but under autocast."""
+        if x.is_floating_point() and not torch.compiler.is_compiling() and not torch.is_autocast_enabled(x.device.type):
+            encoder: nn.Module = self.encoders[name] if name in self.encoders else self  # noqa: SIM401  no dict
+            known = {p.dtype for p in encoder.parameters()} or {p.dtype for p in self.parameters()}
+            if known and x.dtype not in known:
+                raise TypeError(
+                    f"batch: features[{name!r}] are {x.dtype}, expected {known} as the encoder has; convert"
+                )
 
     def _encode_rows(self, name: str, x: Tensor, valid: Tensor, there: Tensor) -> Tensor:
         """The encoding of the rows that are there, zeros elsewhere."""
@@ -150,6 +161,12 @@ def pretrain(
     Raises TypeError for a config without epochs, ValueError for another optimizer than "adam" or a schedule,
     FloatingPointError for a loss that is not finite. The caller's random state stays as it was.
     """
+    if not any(p.requires_grad for p in Is("an nn.Module", nn.Module)("model", model).parameters()):
+        raise ValueError("model: expected at least one parameter that requires a gradient, got none")
+    known = tuple(getattr(model, "modalities", DATASET("train", train).modalities))
+    for name, split in (("train", train), ("valid", Maybe(DATASET)("valid", valid))):
+        if split is not None and split.modalities != known:
+            raise ValueError(f"{name}: expected the modalities {list(known)}, got {list(split.modalities)}")
     if config is not None and not hasattr(config, "epochs"):
         raise TypeError(f"config: expected None or how to train, such as a TrainConfig, got {shown(config)}")
     given = {name: getattr(config, name, usual) for name, usual in _USUAL.items()}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..batch import BATCH, DATASET, MultimodalBatch, MultimodalDataset
-from ..checks import Named, Whole
+from ..checks import Array, Is, Named, Whole
 from ..layers import masked_mean
 from .base import Backbone, outputs_of
 
@@ -36,7 +36,8 @@ def real_utterances(batch: MultimodalBatch) -> Tensor:
 
 def speaker_numbers(batch: MultimodalBatch, speakers: int) -> Tensor:
     """int64 [B, U]: who speaks, 0 in the padding. On a CPU, ValueError for a speaker beyond ``speakers``."""
-    number = batch.extras.get("speaker")
+    Whole(1)("speakers", speakers)
+    number = BATCH("batch", batch).extras.get("speaker")
     if number is None:
         return torch.zeros(batch.shape, dtype=torch.int64, device=batch.device)
     if number.dtype != torch.int64 or tuple(number.shape) != batch.shape:
@@ -56,6 +57,10 @@ def run_packed(rnn: nn.RNNBase, x: Tensor, keep: Tensor) -> Tensor:
 
     rnn : batch first; x [n, U, D], keep bool [n, U] -> [n, U, width of the net's output]
     """
+    Is("an nn.RNNBase", nn.RNNBase)("rnn", rnn)
+    Array("bool", "[n, U]")("keep", keep)
+    if Array("float", "[n, U, D]")("x", x).shape != (*keep.shape, rnn.input_size):
+        raise ValueError(f"x, keep: expected [n, U, {rnn.input_size}] and [n, U], got {[*x.shape]} and {[*keep.shape]}")
     order = (~keep).to(torch.int8).argsort(dim=1, stable=True)  # the kept steps first, in their order
     steps = x.gather(1, order[..., None].expand(x.shape))
     lengths = keep.sum(1).clamp_min(1).cpu()
@@ -91,7 +96,7 @@ class DialogueBackbone(Backbone):
 
     def vectors(self, batch: MultimodalBatch) -> dict[str, Tensor]:
         """Per modality one vector an utterance, [B, U, D]: zeros where the modality is absent and in the padding."""
-        if batch.modalities != tuple(self.input_widths):
+        if BATCH("batch", batch).modalities != tuple(self.input_widths):
             raise ValueError(f"batch: expected the modalities {list(self.input_widths)}, got {list(batch.modalities)}")
         if len(batch.shape) != 2:
             raise ValueError(f"batch: expected dialogues [B, U], got the leading shape {batch.shape}")
@@ -99,6 +104,7 @@ class DialogueBackbone(Backbone):
         found = {}
         for m, (name, x) in enumerate(batch.features.items()):
             expected = self.input_widths[name]
+            self.check_numbers(name, x)
             if x.ndim != 4 or x.shape[-1] != expected:
                 raise ValueError(f"features[{name!r}]: expected [B, U, T, {expected}], got {x.dtype} {tuple(x.shape)}")
             there = (real & batch.present[..., m])[..., None]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..batch import DATASET, MultimodalBatch, MultimodalDataset, Output
-from ..checks import RATE, SHAPES, Is, Maybe, Number, Text, Whole, check_known, check_options, option
+from ..checks import RATE, SHAPES, Array, Is, Maybe, Number, Text, Whole, check_known, check_options, option
 from ..layers import MLP, as_frames, frame_shapes, masked_mean, processes
 from ..losses import sample_losses, task_loss
 from .base import Backbone, outputs_of
@@ -314,6 +314,16 @@ def unimodal_labels(
 
     target [B]; fused [B, D_f], single [B, D_s] representations; centres [2, D]: negative, positive -> [B]
     """
+
+    B = len(Array("float", "[B]")("target", target))
+    Number(above=0)("scale", scale)
+    for name, x, centres in (("fused", fused, fused_centres), ("single", single, single_centres)):
+        Array("float", "[2, D]")(f"{name}_centres", centres)
+        if Array("float", "[B, D]")(name, x).shape != (B, centres.shape[1]) or len(centres) != 2:
+            raise ValueError(
+                f"target, {name}, {name}_centres: expected [B], [B, D] and [2, D], got {[B]}, {[*x.shape]} and "
+                f"{[*centres.shape]}"
+            )
 
     def delta(x: Tensor, centres: Tensor) -> Tensor:
         negative, positive = torch.linalg.vector_norm(x[:, None] - centres, dim=-1).unbind(-1)

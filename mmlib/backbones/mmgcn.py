@@ -17,7 +17,21 @@ import torch
 from torch import Tensor, nn
 
 from ..batch import MultimodalBatch, MultimodalDataset
-from ..checks import RATE, Flag, Is, Maybe, Number, OneOf, Several, Text, Whole, check_known, check_options, option
+from ..checks import (
+    RATE,
+    Array,
+    Flag,
+    Is,
+    Maybe,
+    Number,
+    OneOf,
+    Several,
+    Text,
+    Whole,
+    check_known,
+    check_options,
+    option,
+)
 from .dialogue import (
     WIDTHS,
     DialogueBackbone,
@@ -100,6 +114,10 @@ def dialogue_graph(nodes: Tensor, real: Tensor, cross_weight: float = 1.0) -> tu
     (diagonal zero), times ``cross_weight``. Rows and columns of padding are zero. A node of zeros has cosine 0 with
     every node, itself included, so weight one half, and gets no gradient from there.
     """
+    Array("bool", "[B, U]")("real", real)
+    if Array("float", "[B, M, U, d]")("nodes", nodes).shape[::2] != (real.shape[0], real.shape[1]):
+        raise ValueError(f"nodes, real: expected [B, M, U, d] and [B, U], got {[*nodes.shape]} and {[*real.shape]}")
+    Number(0)("cross_weight", cross_weight)
     with torch.autocast(nodes.device.type, enabled=False):  # half precision would leave the domain of arccos
         nodes = nodes if nodes.dtype == torch.float64 else nodes.float()
         norm = torch.linalg.vector_norm(nodes, dim=-1, keepdim=True)
@@ -120,6 +138,10 @@ def dialogue_graph(nodes: Tensor, real: Tensor, cross_weight: float = 1.0) -> tu
 
 def propagate(graph: tuple[Tensor, Tensor], h: Tensor) -> Tensor:
     """The product of the graph's adjacency with h [B, M, U, d]."""
+    B, M, U, _ = Array("float", "[B, M, U, d]")("h", h).shape
+    Several(Array("float", "[B, n, m, m]"), 2, 2)("graph", graph)
+    if graph[0].shape != (B, M, U, U) or graph[1].shape != (B, U, M, M):
+        raise ValueError(f"graph: expected blocks {[B, M, U, U]} and {[B, U, M, M]} for h, got others")
     same, cross = (part.to(h.dtype) for part in graph)
     return same @ h + (cross @ h.transpose(1, 2)).transpose(1, 2)
 
@@ -136,7 +158,11 @@ class GCNII(nn.Module):
         self, width: int, hidden: int, layers: int, alpha: float, lamda: float, dropout: float, reasoning: bool = False
     ):
         super().__init__()
-        self.alpha, self.lamda = alpha, lamda
+        for name, value in (("width", width), ("hidden", hidden), ("layers", layers)):
+            Whole(1)(name, value)
+        self.alpha, self.lamda = Number(0, 1)("alpha", alpha), Number(above=0)("lamda", lamda)
+        RATE("dropout", dropout)
+        Flag()("reasoning", reasoning)
         self.first = nn.Linear(width, hidden)
         self.layers = nn.ModuleList(nn.Linear(2 * hidden, hidden, bias=False) for _ in range(layers))
         for layer in self.layers:

@@ -124,6 +124,7 @@ class FeatureCalibration(nn.Module):
         return dict(zip(self.widths, gates.split(list(self.widths.values()), -1), strict=True))
 
     def forward(self, batch: MultimodalBatch) -> MultimodalBatch:
+        BATCH("batch", batch)
         lead, calibrated, seen = len(batch.shape), {}, self._seen(batch)
         for name, gate in self._gates(batch, seen).items():
             x = seen[name]
@@ -172,8 +173,15 @@ def discrepancies(fused: Tensor, unimodal: Tensor, target: Tensor, kind: str = "
     Scores (K = 1 and float targets) are the two-class distribution [sigmoid(-y), sigmoid(y)]. So is each label of bool
     targets [n, K], where the result is the mean over labels.
     """
-    if kind not in ("kl", "mse", "accuracy"):
-        raise ValueError(f"kind: expected 'kl', 'mse' or 'accuracy', got {kind!r}")
+    OneOf("kl", "mse", "accuracy")("kind", kind)
+    Array("float", "[n, K]")("fused", fused)
+    Array("float", "[M, n, K]")("unimodal", unimodal)
+    n = Array("bool integer float", "[n, ...]")("target", target).shape[0]
+    if fused.shape != unimodal.shape[1:] or n != len(fused):
+        raise ValueError(
+            f"fused, unimodal, target: expected [n, K], [M, n, K] and [n], got {[*fused.shape]}, {[*unimodal.shape]} "
+            f"and {[*target.shape]}"
+        )
     fused, unimodal = (x.float() if x.dtype in (torch.float16, torch.bfloat16) else x for x in (fused, unimodal))
     if target.dtype == torch.bool:  # each label is a score of its own
         each = discrepancies(fused.reshape(-1, 1), unimodal.flatten(1)[..., None], target.flatten().to(fused), kind)

@@ -155,6 +155,8 @@ def permutation_coalitions(orders: Tensor) -> tuple[Tensor, Tensor]:
     ``masks`` are distinct, and ``path[r, k]`` is the place among them of the first k arrivals of order r.
     """
     R, M = Array("integer", "[R, M]")("orders", orders).shape
+    if not torch.equal(orders.sort(-1).values, torch.arange(M).to(orders).expand_as(orders)):
+        raise ValueError(f"orders: expected permutations of 0 to {M - 1}, got others")
     arrived = F.one_hot(orders, M).cumsum(1).bool()  # [R, M, M]
     along = torch.cat([arrived.new_zeros(R, 1, M), arrived], 1)
     masks, path = torch.unique(along.flatten(0, 1), dim=0, return_inverse=True)
@@ -175,6 +177,8 @@ def permutation_scores(
     Array("integer", "[R, M + 1]")("path", path)
     if path.shape != (*Array("integer", "[R, M]")("orders", orders).shape[:1], orders.shape[1] + 1):
         raise ValueError(f"path: expected {[len(orders), orders.shape[1] + 1]}, got {list(path.shape)}")
+    if path.device.type == "cpu" and path.numel() and int(path.amax()) >= predictions.shape[-1]:
+        raise ValueError(f"path: expected places below {predictions.shape[-1]}, as predictions has, got {path.amax()}")
     if target is not None and Array("integer bool", "[...]")("target", target).shape != predictions.shape[:-1]:
         raise ValueError(f"target: expected {list(predictions.shape[:-1])}, got {list(target.shape)}")
     along = predictions[..., path]  # [..., R, M + 1]
@@ -358,8 +362,6 @@ class DREAM(nn.Module):
         config : how the evaluator is trained on ``data``, mostly the `TrainConfig` of the training itself; ``valid``
             chooses its epoch. None: not at all
         """
-        if config is not None and hasattr(evaluator, "modalities"):  # else the constructor says what is wrong with it
-            pretrain(evaluator, DATASET("data", data), Maybe(DATASET)("valid", valid), config)
         outputs, labels = output_shape(data)
         longest = max(frames for frames, _ in frame_shapes(data.feature_shapes).values())
         fitting = {
@@ -370,7 +372,15 @@ class DREAM(nn.Module):
             "multilabel": data.target is not None and data.target.dtype == torch.bool,
             "positions": max(longest, DREAMConfig.positions),
         }
-        model = cls(evaluator, **{**fitting, **options})
+        settings = {**fitting, **options}
+        reading = settings.pop("reading", "paper")
+        from_reading(DREAMConfig, READINGS, reading, settings)  # before anything is trained
+        known = getattr(Is("an nn.Module", nn.Module)("evaluator", evaluator), "modalities", data.modalities)
+        if tuple(known) != data.modalities:
+            raise ValueError(f"data: expected the evaluator's modalities {list(known)}, got {list(data.modalities)}")
+        if config is not None and hasattr(evaluator, "modalities"):  # else the constructor says what is wrong with it
+            pretrain(evaluator, data, Maybe(DATASET)("valid", valid), config)
+        model = cls(evaluator, reading=reading, **settings)
         return model if config is None else model.to(next(evaluator.parameters()).device)
 
     def train(self, mode: bool = True) -> DREAM:

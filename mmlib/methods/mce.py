@@ -88,6 +88,9 @@ def _inverse_rate(present: Tensor) -> Tensor:
 # --- 3.2.2 Learning state encouragement -------------------------------------------------------------------------------
 
 
+VALUE = Maybe(OneOf("accuracy", "tolerance", "dice", "iou"))
+
+
 def prediction_value(logits: Tensor, target: Tensor, kind: str | None = None, tolerance: float = 0.5) -> Tensor:
     """f_acc of MCE Eq. 4: what a prediction is worth, in [0, 1]; logits [B, K] or [B, K, ...] -> [B].
 
@@ -98,6 +101,10 @@ def prediction_value(logits: Tensor, target: Tensor, kind: str | None = None, to
 
     Raises ValueError for an unknown kind, or one that does not fit the target.
     """
+    Array("float", "[B, ...]")("logits", logits)
+    Array("bool integer float", "[B, ...]")("target", target)
+    Number(0)("tolerance", tolerance)
+    Maybe(Text)("kind", kind)
     kind = kind or _kind_for(target)
     if kind == "tolerance":
         if not target.is_floating_point() or logits.shape != (*target.shape, 1):
@@ -107,7 +114,7 @@ def prediction_value(logits: Tensor, target: Tensor, kind: str | None = None, to
             )
         return ((logits[..., 0] - target).abs() <= tolerance).to(logits.dtype)
     if kind not in ("accuracy", "dice", "iou"):
-        raise ValueError(f"value: expected 'accuracy', 'tolerance', 'dice' or 'iou', got {kind!r}")
+        raise ValueError(f"kind, value: expected 'accuracy', 'tolerance', 'dice' or 'iou', got {kind!r}")
     if target.dtype == torch.bool:
         if kind != "accuracy" or logits.shape != target.shape or target.ndim != 2:
             raise ValueError(
@@ -215,6 +222,8 @@ class UpperBounds(nn.Module):
         Raises ValueError for models of other modalities than the data's, or data without target.
         """
         Named(Is("an nn.Module", nn.Module))("models", models)
+        VALUE("value", value)
+        Number(0)("tolerance", tolerance)
         Whole(1)("batch_size", batch_size)
         if set(models) != set(DATASET("data", data).modalities):
             raise ValueError(f"models: expected one for each of {list(data.modalities)}, got {sorted(models)}")
@@ -234,6 +243,7 @@ class UpperBounds(nn.Module):
         """Raise ValueError unless every id is in the table."""
         if ids is None:
             raise ValueError("ids: expected samples with ids, by which the upper bounds are looked up")
+        Array("integer", "[n]")("ids", ids)
         if not bool((known := torch.isin(ids.to(self.ids.device), self.ids)).all()):
             raise ValueError(
                 f"ids: {int((~known).sum())} of {len(ids)} training samples have no upper bound; compute them with "
@@ -431,7 +441,7 @@ class MCEConfig:
     train_position: bool = option(True, Flag())  # E_pos is trained; R (IEMOCAP): False, it stays 0
 
     # f_acc of Eq. 4, see prediction_value
-    value: str | None = option(None, Maybe(OneOf("accuracy", "tolerance", "dice", "iou")))
+    value: str | None = option(None, VALUE)
     tolerance: float = option(0.5, Number(0))
     # values from the training pass (as R), or from one of their own in "eval" mode
     value_pass: str = option("shared", OneOf("shared", "eval"))
@@ -568,6 +578,16 @@ class MCE(SharesBatches, nn.Module):
         """
         Is("a Backbone", Backbone)("backbone", backbone)
         DATASET("train", train), Maybe(DATASET)("valid", valid)
+        if train.modalities != backbone.modalities:
+            raise ValueError(
+                f"train: expected the modalities {list(backbone.modalities)}, got {list(train.modalities)}"
+            )
+        if valid is not None and valid.modalities != backbone.modalities:
+            raise ValueError(
+                f"valid: expected the modalities {list(backbone.modalities)}, got {list(valid.modalities)}"
+            )
+        settings = {name: value for name, value in options.items() if name not in ("reading", "heads", "present")}
+        from_reading(MCEConfig, READINGS, options.get("reading", "paper"), settings)  # before anything is trained
         asked = {**READINGS.get(options.get("reading", "paper"), {}), **options}
         upper = None
         if asked.get("state_factor", True) and asked.get("upper_source", "frozen") == "frozen":

@@ -166,6 +166,8 @@ class PMR(SharesBatches, nn.Module):
         """Move the prototypes towards the class means of ``data``, or of its samples at ``rows`` int64 [r]."""
         Either(DATASET, BATCH)("data", data)
         rows = torch.arange(len(data)) if rows is None else Array("integer", "[r]")("rows", rows)
+        if len(rows) and not -len(data) <= int(rows.min()) <= int(rows.max()) < len(data):
+            raise ValueError(f"rows: expected places below {len(data)}, got {int(rows.min())} to {int(rows.max())}")
         sums = torch.zeros_like(self.prototypes)
         counts = sums.new_zeros(self.seen.shape)
         with scoring(self.backbone):

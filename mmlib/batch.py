@@ -14,14 +14,16 @@ A value that was dropped is zero *and* masked. Three masks say three different t
 from __future__ import annotations
 
 import hashlib
+import math
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .checks import Is
+from .checks import Flag, Is, Whole, shown
 
 __all__ = ["MultimodalBatch", "MultimodalDataset", "Output", "frame_axis", "per_frame", "stable_ids"]
 
@@ -87,7 +89,8 @@ class MultimodalBatch:
         ``features[m]`` float [*N, T, D] (vectors: T = 1), images [*N, C, H, W], volumes [*N, C, X, Y, Z], or token ids
         int64 [*N, T]. The dict's order is the order of the modalities everywhere.
     present : bool [*N, M]
-    target : int64 classes [*N], float32 scores [*N], or [*N, ...] for segmentation; optional
+    target : int64 classes [*N], float32 scores [*N], bool [*N, K] for several labels a sample, or int64 [*N, ...] for
+        segmentation; optional
     valid, observed : dict of bool [*N, T], defaults all True and ``valid & present``
     complete : the same samples before anything was dropped, where a method's training may see them; optional
     ids : int64, the samples' stable ids, [*N] or [B]; optional
@@ -140,7 +143,7 @@ class MultimodalBatch:
             if name in self.valid:
                 valid[name] = self.valid[name]
             else:
-                valid[name] = torch.ones(expected, dtype=torch.bool, device=x.device)
+                valid[name] = torch.ones(expected, dtype=torch.bool, device=self.present.device)
             self._check_mask("valid", name, valid[name], expected)
             if name in self.observed:
                 observed[name] = self.observed[name]
@@ -148,15 +151,23 @@ class MultimodalBatch:
                 observed[name] = valid[name] & self.present[..., m, None]
             self._check_mask("observed", name, observed[name], expected)
         self.valid, self.observed = valid, observed
-        if self.target is not None and not isinstance(self.target, Tensor):
-            raise TypeError(f"target: expected a tensor, got {_kind(self.target)}")
-        if self.target is not None and tuple(self.target.shape[: len(self.shape)]) != self.shape:
-            raise ValueError(f"target: expected the leading shape {self.shape}, got {tuple(self.target.shape)}")
+        if self.target is not None:
+            self._check_target(self.target)
         for what, rows in {"ids": self.ids, **self.extras}.items():
             if rows is not None and (rows.ndim < 1 or rows.shape[0] != self.shape[0]):
                 raise ValueError(f"{what}: expected {self.shape[0]} rows, got shape {tuple(rows.shape)}")
         if self.complete is not None and self.complete.shape != self.shape:
             raise ValueError(f"complete: expected the leading shape {self.shape}, got {self.complete.shape}")
+
+    def _check_target(self, target: Tensor) -> None:
+        if not isinstance(target, Tensor):
+            raise TypeError(f"target: expected a tensor, got {_kind(target)}")
+        if target.dtype not in (torch.bool, torch.int64) and not target.is_floating_point():
+            raise TypeError(f"target: expected int64 classes, float scores or bool labels, got {_kind(target)}")
+        if tuple(target.shape[: len(self.shape)]) != self.shape:
+            raise ValueError(f"target: expected the leading shape {self.shape}, got {tuple(target.shape)}")
+        if target.dtype == torch.bool and (target.ndim != len(self.shape) + 1 or not target.shape[-1]):
+            raise ValueError(f"target: expected bool labels [*N, K] with N = {self.shape}, got {tuple(target.shape)}")
 
     @staticmethod
     def _check_mask(what: str, name: str, mask: Tensor, expected: tuple[int, ...]) -> None:
@@ -206,15 +217,8 @@ class MultimodalBatch:
 
     def __getitem__(self, rows: Tensor | slice | Sequence[int] | int) -> MultimodalBatch:
         """The samples at ``rows`` (an index tensor, bool mask, slice, list or one integer), as a batch."""
-        if isinstance(rows, int) or getattr(rows, "ndim", None) == 0:
-            rows = int(rows)  # type: ignore[arg-type]  # also NumPy's and torch's integers
-            if not -len(self) <= rows < len(self):
-                raise IndexError(f"rows: expected an index below {len(self)}, got {rows}")
-            rows = slice(rows, rows + 1) if rows != -1 else slice(-1, None)
-        if not isinstance(rows, (Tensor, slice)):
-            rows = torch.as_tensor(rows, device=self.device)
-            rows = rows if rows.numel() else rows.long()  # an empty list is float by default
-        return self._map(lambda x: x[rows])
+        index = _rows(rows, len(self), self.device)
+        return self._map(lambda x: x[index])
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> MultimodalBatch:
         return self._map(lambda x: x.to(device, non_blocking=non_blocking))
@@ -224,11 +228,15 @@ class MultimodalBatch:
         return replace(self, **changes)
 
     def drop(
-        self, present: Tensor | None = None, observed: Mapping[str, Tensor] | None = None, keep_complete: bool = False
+        self,
+        present: Tensor | Sequence[str] | None = None,
+        observed: Mapping[str, Tensor] | None = None,
+        keep_complete: bool = False,
     ) -> MultimodalBatch:
         """The batch with modalities and frames taken away: what is gone is zero (tokens: ``fill``) and masked.
 
-        present : bool [*N, M], or [M] for all samples alike; True keeps the modality where it was there
+        present : bool [*N, M], or [M] for all samples alike; True keeps the modality where it was there. Or the names
+            of the modalities that are kept in all samples, such as ``["audio"]``
         observed : per modality bool [*N, T]; True keeps the frame where it was observed
         keep_complete : store this batch as the result's ``complete``, unless there is one already
 
@@ -236,6 +244,7 @@ class MultimodalBatch:
         """
         keep = self.present
         if present is not None:
+            present = self.named(present)
             if not isinstance(present, Tensor) or present.dtype != torch.bool:
                 raise TypeError(f"present: expected a bool tensor [*N, M] or [M], got {_kind(present)}")
             if present.shape not in (keep.shape, keep.shape[-1:]):
@@ -258,6 +267,45 @@ class MultimodalBatch:
             there.append(keep[..., m] & mask.any(-1))
         complete = self if keep_complete and self.complete is None else self.complete
         return self.replace(features=features, present=torch.stack(there, -1), observed=seen, complete=complete)
+
+    def named(self, present: Any) -> Any:
+        """``present`` as bool [M] where it is a list of modalities' names, and as it came otherwise."""
+        if isinstance(present, (list, tuple, set)) and present and all(isinstance(name, str) for name in present):
+            on = [self.index(name) for name in present]
+            return torch.tensor([m in on for m in range(len(self.features))], device=self.device)
+        return present
+
+    def widened(self, feature_shapes: Mapping[str, tuple[int, ...]], fill: Mapping[str, int] = {}) -> MultimodalBatch:
+        """The batch with the modalities of ``feature_shapes``, in their order; those that it lacks are absent.
+
+        feature_shapes : per modality the shape of one sample, as `MultimodalDataset.feature_shapes` gives it
+        fill : per token modality the id of a dropped token
+        Raises ValueError for a batch with a modality that is not among them.
+        """
+        if unknown := [name for name in self.features if name not in feature_shapes]:
+            raise ValueError(f"features: unknown modalities {unknown}; expected some of {list(feature_shapes)}")
+        features, valid, observed, columns = {}, {}, {}, []
+        for name, shape in feature_shapes.items():
+            if name in self.features:
+                features[name], valid[name], observed[name] = self.features[name], self.valid[name], self.observed[name]
+                columns.append(self.present[..., self.index(name)])
+                continue
+            kind = torch.int64 if len(shape) == 1 else torch.float32
+            x = torch.zeros(*self.shape, *shape, dtype=kind, device=self.device)
+            frames = (*self.shape, x.shape[frame_axis(x, len(self.shape))])
+            features[name] = x
+            # A missing text has no tokens, as in `from_arrays`; other modalities have the frames of the data set.
+            valid[name] = torch.full(frames, len(shape) > 1, dtype=torch.bool, device=self.device)
+            observed[name] = torch.zeros(frames, dtype=torch.bool, device=self.device)
+            columns.append(torch.zeros(self.shape, dtype=torch.bool, device=self.device))
+        return self.replace(
+            features=features,
+            present=torch.stack(columns, -1),
+            valid=valid,
+            observed=observed,
+            fill={**fill, **self.fill},
+            complete=None if self.complete is None else self.complete.widened(feature_shapes, fill),
+        )
 
     def select(self, modalities: Sequence[str]) -> MultimodalBatch:
         """The batch with these modalities alone, in this order. A sample may be left with none of them."""
@@ -293,7 +341,7 @@ class MultimodalBatch:
                     )
             if bool((self.observed[name] & ~(self.valid[name] & self.present[..., m, None])).any()):
                 raise ValueError(f"observed[{name!r}]: expected only frames that are valid and of present modalities")
-        if self.target is None:
+        if self.target is None or self.target.dtype == torch.bool:
             return
         if self.target.is_floating_point():
             if not torch.isfinite(self.target).all():
@@ -309,8 +357,34 @@ def _kind(x: Any) -> str:
     return f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
 
 
+def _rows(rows: Any, n: int, device: torch.device) -> Tensor | slice:
+    """``rows`` as an index of n samples; what can be seen without waiting for the device is checked."""
+    if isinstance(rows, slice):
+        return rows
+    if not isinstance(rows, Tensor):
+        whole = isinstance(rows, int) and not isinstance(rows, bool)
+        rows = torch.tensor(rows) if whole else _tensor("rows", rows)
+        rows = rows if rows.numel() else rows.long()  # an empty list is float by default
+        if rows.numel() and rows.dtype != torch.bool and not rows.is_floating_point():
+            low, high = int(rows.min()), int(rows.max())
+            if not -n <= low <= high < n:
+                raise IndexError(f"rows: expected an index below {n}, got {low if low < -n else high}")
+        rows = rows.to(device)
+    if rows.is_floating_point() or rows.is_complex() or (rows.dtype == torch.bool and rows.ndim == 0):
+        raise TypeError(f"rows: expected integers, a bool mask or a slice, got {_kind(rows)}")
+    if rows.ndim > 1:
+        raise ValueError(f"rows: expected one axis, got shape {tuple(rows.shape)}")
+    if rows.dtype == torch.bool:
+        if len(rows) != n:
+            raise ValueError(f"rows: expected a bool mask of the {n} samples, got one of {len(rows)}")
+        return rows
+    return rows.reshape(-1).long()
+
+
 def _blank(x: Tensor, keep: Tensor, valid: Tensor, fill: int | None) -> Tensor:
     """``x`` with the frames outside ``keep`` zeroed; token ids become ``fill`` where valid, but for the two ends."""
+    if x.is_meta:  # of a data set that reads its samples on demand
+        return x
     if x.is_floating_point():
         return torch.where(per_frame(keep, x), x, 0)  # where, not a product: a NaN placeholder must not survive
     before = valid.cumsum(-1)
@@ -325,8 +399,9 @@ class MultimodalDataset(torch.utils.data.Dataset):
     ``dataset[rows]`` is a MultimodalBatch: small data stay on one device as whole tensors and a mini-batch is an
     index selection. With a DataLoader, pass ``collate_fn=MultimodalDataset.collate``.
 
-    ``info`` holds at least ``name``, ``task`` ("classification" or "regression") and ``outputs`` (K); loaders add
-    ``classes``, ``source``, ``fingerprint``, ``split`` and what else a reader should know.
+    ``info`` holds at least ``name``, ``task`` ("classification", "multilabel" or "regression") and ``outputs`` (K);
+    ``classes``, where the classes or labels have names; loaders add ``source``, ``fingerprint``, ``split`` and what
+    else a reader should know.
     """
 
     def __init__(
@@ -334,15 +409,17 @@ class MultimodalDataset(torch.utils.data.Dataset):
     ):
         if len(data) == 0:
             raise ValueError("data: expected at least one sample, got an empty split")
+        _check_names(data.features)
         if names is not None and len(names) != len(data):
             raise ValueError(f"names: expected {len(data)} names, got {len(names)}")
         self.data = data
         self.names = None if names is None else list(names)
         self.info: dict[str, Any] = dict(info or {})
         if data.target is not None:
-            regression = data.target.is_floating_point()
-            self.info.setdefault("task", "regression" if regression else "classification")
-            self.info.setdefault("outputs", 1 if regression else int(data.target.max()) + 1)
+            labels, scores = data.target.dtype == torch.bool, data.target.is_floating_point()
+            self.info.setdefault("task", "multilabel" if labels else "regression" if scores else "classification")
+            if "outputs" not in self.info:
+                self.info["outputs"] = 1 if scores else data.target.shape[-1] if labels else int(data.target.max()) + 1
         self.info.setdefault("name", "arrays")
         if data.ids is None:
             self.data = data.replace(ids=stable_ids(self.names or range(len(data))).to(data.device))
@@ -399,13 +476,19 @@ class MultimodalDataset(torch.utils.data.Dataset):
     def to(self, device: torch.device | str) -> MultimodalDataset:
         return MultimodalDataset(self.data.to(device), self.info, self.names)
 
-    def subset(self, rows: Tensor | Sequence[int]) -> MultimodalDataset:
-        """The samples at ``rows`` as a data set of its own."""
-        index = torch.as_tensor(rows)
-        if index.dtype == torch.bool:
-            index = index.nonzero()[:, 0]
+    def subset(self, rows: Tensor | slice | Sequence[int]) -> MultimodalDataset:
+        """The samples at ``rows``, integers from -n to n - 1 or a bool mask of all n, as a data set of its own.
+
+        Raises TypeError for what is neither, ValueError for a mask of another length, IndexError for a sample that is
+        not there.
+        """
+        n = len(self)
+        found = _rows(rows, n, torch.device("cpu"))
+        index = torch.arange(n)[found] if isinstance(found, slice) or found.dtype == torch.bool else found.cpu()
         if not index.numel():
             raise ValueError("rows: expected at least one sample, got an empty split")
+        if bool(((index < -n) | (index >= n)).any()):
+            raise IndexError(f"rows: expected an index below {n}, got {index[(index < -n) | (index >= n)][0]}")
         names = None if self.names is None else [self.names[i] for i in index.tolist()]
         return MultimodalDataset(self.data[index.to(self.device)], self.info, names)
 
@@ -414,7 +497,10 @@ class MultimodalDataset(torch.utils.data.Dataset):
         return MultimodalDataset(self.data.select(modalities), self.info, self.names)
 
     def drop(
-        self, present: Tensor | None = None, observed: Mapping[str, Tensor] | None = None, keep_complete: bool = False
+        self,
+        present: Tensor | Sequence[str] | None = None,
+        observed: Mapping[str, Tensor] | None = None,
+        keep_complete: bool = False,
     ) -> MultimodalDataset:
         """As `MultimodalBatch.drop`, for the whole split."""
         return MultimodalDataset(self.data.drop(present, observed, keep_complete), self.info, self.names)
@@ -427,40 +513,56 @@ class MultimodalDataset(torch.utils.data.Dataset):
         *,
         present: Any = None,
         lengths: Mapping[str, Any] | None = None,
-        ids: Sequence[Any] | None = None,
-        classes: int | None = None,
+        ids: Iterable[Any] | None = None,
+        classes: int | Sequence[str] | None = None,
+        tokens: Sequence[str] | Mapping[str, int] = (),
         fill: Mapping[str, int] | None = None,
         info: Mapping[str, Any] | None = None,
         allow_empty: bool = False,
     ) -> MultimodalDataset:
-        """A data set from arrays, tensors or lists; what is NaN or None becomes missing.
+        """A data set from arrays, tensors, lists or frames; what is NaN, None or masked becomes missing.
 
-        features : per modality an array [n, D] (vectors), [n, T, D], [n, C, H, W], [n, C, X, Y, Z], integer token ids
-            [n, T], or a list of n arrays [T_i, D] or token ids [T_i] of any lengths, None where the modality is
-            missing
-        target : n integer classes or n float scores; optional
+        features : per modality an array or frame [n, D] (vectors, of integers too), [n, T, D], [n, C, H, W],
+            [n, C, X, Y, Z], token ids [n, T] where ``tokens`` says so, or a list of n arrays [T_i, D] or token ids
+            [T_i] of any lengths, None where the modality is missing
+        target : n integer classes, n float scores, n strings or a categorical (classes with names), n x K zeros and
+            ones (several labels a sample, K > 1), or integers [n, ...] (segmentation); optional
         present : bool [n, M]; values where it is False are ignored, a NaN where it is True is an error.
             Without it, a sample whose values are all NaN misses the modality; a frame that is all NaN was dropped
         lengths : per modality n integers; frames from there on are padding, 0 means missing
-        ids : n stable names or integers, unique; default 0 to n - 1
-        classes : number of classes K; default the largest class + 1
-        fill : per token modality the id that stands for a dropped token
+        ids : n stable names or integers, unique; default the index of the frames, else 0 to n - 1
+        classes : number of classes K, or their names in order; default the largest class + 1, the categories, or the
+            strings that occur, sorted. Splits that are made one by one should say it. A number makes zeros and ones
+            [n, T] the classes of T places
+        tokens : the modalities whose integers are token ids, such as ``("text",)``, or each with the size of its
+            vocabulary, ``{"text": 30522}``
+        fill : per modality of token ids the id that stands for a dropped token; this says that they are tokens, too
         allow_empty : accept samples, and modalities, of which nothing is there
 
         Raises ValueError naming the argument, what was expected and what came: no samples, unequal sample counts,
-        wrong ranks, unknown modalities, partly NaN frames, infinities, classes out of range, empty samples; TypeError
-        for what is not numbers.
+        names that torch keeps for itself, wrong ranks, unknown modalities, partly NaN frames, infinities, ids outside
+        the vocabulary, classes out of range, empty samples; TypeError for what is not numbers. Warns of images with the
+        channels last and of bytes that nobody scaled.
         """
+        Is("a dict of arrays", Mapping)("features", features)
         if not features:
             raise ValueError("features: expected at least one modality, got none")
+        _check_names(features)
+        Flag()("allow_empty", allow_empty)
+        sizes = _vocabularies(tokens, features)
         for what, given in (("lengths", lengths), ("fill", fill)):
-            if given and (unknown := set(given) - set(features)):
-                raise ValueError(f"{what}: unknown modalities {sorted(unknown)}; known are {list(features)}")
+            if given is not None:
+                _check_known(what, Is("a dict by modality", Mapping)(what, given), features)
+        fill = dict(fill or {})
+        for name, value in fill.items():
+            Whole(0, below=sizes.setdefault(name, None) or math.inf)(f"fill[{name!r}]", value)
+        index = _common_index({**{f"features[{m!r}]": x for m, x in features.items()}, "target": target})
         tensors: dict[str, Tensor] = {}
         valid: dict[str, Tensor] = {}
         there: dict[str, Tensor] = {}
         for name, values in features.items():
-            tensors[name], valid[name], there[name] = _as_features(name, values, (lengths or {}).get(name))
+            found = _as_features(name, values, (lengths or {}).get(name), name in sizes)
+            tensors[name], valid[name], there[name] = found
         counts = {name: len(x) for name, x in tensors.items()}
         n = next(iter(counts.values()))
         if n == 0:
@@ -471,9 +573,11 @@ class MultimodalDataset(torch.utils.data.Dataset):
         if present is None:
             here = torch.stack([there[m] for m in tensors], -1)
         else:
-            here = torch.as_tensor(present)
-            if here.dtype != torch.bool or here.shape != (n, len(tensors)):
-                raise ValueError(f"present: expected bool {(n, len(tensors))}, got {here.dtype} {tuple(here.shape)}")
+            here = _tensor("present", present)
+            if here.dtype != torch.bool:
+                raise TypeError(f"present: expected bool {(n, len(tensors))}, got {_kind(here)}")
+            if here.shape != (n, len(tensors)):
+                raise ValueError(f"present: expected bool {(n, len(tensors))}, got {_kind(here)}")
             here = here.clone()
         observed: dict[str, Tensor] = {}
         for m, (name, x) in enumerate(tensors.items()):
@@ -493,7 +597,9 @@ class MultimodalDataset(torch.utils.data.Dataset):
             here[:, m] &= seen.any(-1)
             seen = seen & here[:, m, None]
             observed[name] = seen
-            tensors[name] = _blank(x, seen, valid[name], (fill or {}).get(name))
+            if name in sizes:
+                x = _checked_ids(name, x, seen, sizes[name])
+            tensors[name] = _blank(x, seen, valid[name], fill.get(name))
             if not allow_empty and not here[:, m].any():
                 raise ValueError(
                     f"features[{name!r}]: the modality is missing in every sample; leave it out, or pass "
@@ -505,102 +611,235 @@ class MultimodalDataset(torch.utils.data.Dataset):
                 f"present: every sample needs a modality, but {len(rows)} have none, the first at {rows[:5]}; remove "
                 f"them, or pass allow_empty=True"
             )
-        if ids is not None and (len(ids) != n or len(set(ids)) != n):
-            raise ValueError(f"ids: expected {n} unique ids, got {len(ids)} of which {len(set(ids))} differ")
-        data = MultimodalBatch(
-            tensors,
-            here,
-            _as_target(target, n),
-            valid,
-            observed,
-            ids=stable_ids(ids if ids is not None else range(n)),
-            fill=dict(fill or {}),
-        )
-        facts = dict(info or {})
-        if classes is not None:
-            facts["outputs"] = classes
-        if classes is not None and data.target is not None and data.target.is_floating_point():
-            raise TypeError(f"target: expected integers for {classes} classes, got {_kind(data.target)}")
-        if classes is None and data.target is not None and not data.target.is_floating_point():
-            classes = max(int(data.target.max()) + 1, 1)
-        data.check_values(classes)
-        return cls(data, facts, None if ids is None else [str(i) for i in ids])
+        facts, y = _facts(info, target, classes, sizes, n)
+        names = _sample_names(index if ids is None else ids, n)
+        keys = stable_ids(range(n) if names is None else names)
+        data = MultimodalBatch(tensors, here, y, valid, observed, ids=keys, fill=fill)
+        data.check_values(facts.get("outputs"))
+        return cls(data, facts, None if names is None else [str(name) for name in names])
 
     @classmethod
     def from_frame(
-        cls, frame: Any, columns: Mapping[str, Sequence[str]], target: str | None = None, **options: Any
+        cls,
+        frame: Any,
+        columns: Mapping[str, Sequence[str]],
+        target: str | Sequence[str] | None = None,
+        **options: Any,
     ) -> MultimodalDataset:
         """A data set of vectors from a pandas DataFrame: ``columns[m]`` names the columns of modality m.
 
+        target : the column of the classes or scores, or a list of columns of zeros and ones: several labels a sample
+
         The frame's index gives the ids; a row whose columns of one modality are all NaN or None misses it. Options as
-        in `from_arrays`. Raises ValueError for columns that are not there or not unique.
+        in `from_arrays`. Raises TypeError for what is no frame, ValueError for columns that are not there or not
+        unique.
         """
-        wanted = [c for names in columns.values() for c in names] + ([target] if target else [])
+        if not hasattr(frame, "columns") or not hasattr(frame, "index"):
+            raise TypeError(f"frame: expected a pandas DataFrame, got {shown(frame)}")
+        Is("a dict of lists of columns", Mapping)("columns", columns)
+        lists = {m: _names_of(f"columns[{m!r}]", given) for m, given in columns.items()}
+        asked = [] if target is None else list(target) if isinstance(target, (list, tuple)) else [target]
+        wanted = [c for names in lists.values() for c in names] + asked
         if unknown := [c for c in wanted if c not in frame.columns]:
             raise ValueError(f"columns: {unknown} are not in the frame, which has {list(frame.columns)}")
         if len(set(wanted)) != len(wanted):
             raise ValueError("columns: expected every column once, got one in two places")
-        arrays = {m: frame[list(names)].astype("float32").to_numpy() for m, names in columns.items()}
-        options.setdefault("ids", frame.index.tolist())
-        return cls.from_arrays(arrays, None if target is None else frame[target].to_numpy(), **options)
+        y = None if target is None else frame[asked] if isinstance(target, (list, tuple)) else frame[target]
+        return cls.from_arrays({m: frame[names] for m, names in lists.items()}, y, **options)
 
 
 BATCH = Is("a MultimodalBatch", MultimodalBatch)
 DATASET = Is("a MultimodalDataset", MultimodalDataset)
 
 
-def _as_features(name: str, values: Any, lengths: Any) -> tuple[Tensor, Tensor, Tensor]:
+# From what a user has to tensors
+
+_TAKEN = nn.ModuleDict()  # its attributes cannot name one of its modules
+
+
+def _check_names(names: Iterable[Any]) -> None:
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f"features: expected strings as the names of modalities, got {shown(name)}")
+        if not name or "." in name or hasattr(_TAKEN, name):
+            raise ValueError(
+                f"features: {name!r} cannot name a modality, since torch could not keep its encoder under that name; "
+                f"expected a name without a dot that is no attribute of nn.ModuleDict, got {name!r}"
+            )
+
+
+def _check_known(what: str, given: Iterable[Any], features: Iterable[str]) -> None:
+    if unknown := [name for name in given if name not in (known := list(features))]:
+        raise ValueError(f"{what}: unknown modalities {unknown}; known are {known}")
+
+
+def _names_of(what: str, given: Any) -> list[Any]:
+    if isinstance(given, (str, bytes)) or not isinstance(given, Iterable):
+        raise TypeError(f"{what}: expected a list of names, got {shown(given)}")
+    return list(given)
+
+
+def _vocabularies(tokens: Any, features: Mapping[str, Any]) -> dict[str, int | None]:
+    """Per modality of token ids the size of its vocabulary, None where it is not said."""
+    sizes: dict[str, int | None] = dict.fromkeys(_names_of("tokens", tokens))
+    _check_known("tokens", sizes, features)
+    if isinstance(tokens, Mapping):
+        sizes = {name: int(Whole(1)(f"tokens[{name!r}]", size)) for name, size in tokens.items()}
+    return sizes
+
+
+def _common_index(given: Mapping[str, Any]) -> list[Any] | None:
+    """The index of the pandas frames and series among ``given``, None without one; ValueError where they differ."""
+    found = {what: list(x.index) for what, x in given.items() if _is_pandas(x) and hasattr(x, "index")}
+    first = next(iter(found), None)
+    for what, index in found.items():
+        if index != found[first]:  # type: ignore[index]
+            raise ValueError(f"{what}: its index is another than that of {first}; expected the same samples in order")
+    return None if first is None else found[first]
+
+
+def _is_pandas(x: Any) -> bool:
+    return type(x).__module__.partition(".")[0] == "pandas"
+
+
+def _sample_names(ids: Any, n: int) -> list[Any] | None:
+    if ids is None:
+        return None
+    if isinstance(ids, (str, bytes)) or not isinstance(ids, Iterable):
+        raise TypeError(f"ids: expected {n} names or integers, got {shown(ids)}")
+    names = ids.tolist() if hasattr(ids, "tolist") else list(ids)
+    if not all(isinstance(name, (str, int)) or hasattr(name, "__hash__") for name in names):
+        raise TypeError(f"ids: expected {n} names or integers, got {shown(ids)}")
+    if len(names) != n or len(set(names)) != n:
+        raise ValueError(f"ids: expected {n} unique ids, got {len(names)} of which {len(set(names))} differ")
+    return names
+
+
+def _as_features(name: str, values: Any, lengths: Any, tokens: bool) -> tuple[Tensor, Tensor, Tensor]:
     """(features [n, ...], valid [n, T], there [n]) of one modality, from whatever the user has."""
-    if isinstance(values, (list, tuple)) and any(v is None or getattr(v, "ndim", 0) for v in values):
-        values, lengths = _pad(name, values, lengths)
-    x = _tensor(f"features[{name!r}]", values)
+    what = f"features[{name!r}]"
+    if tokens and _is_masked(values):
+        values, lengths = _masked_ids(what, values, lengths)
+    if isinstance(values, (list, tuple)) and any(
+        v is None or getattr(v, "ndim", 0) or (tokens and isinstance(v, (list, tuple))) for v in values
+    ):
+        values, lengths = _pad(name, values, lengths, tokens)
+    x = _tensor(what, values)
     if x.dtype == torch.bool or x.is_complex():
-        raise TypeError(f"features[{name!r}]: expected floats or integer token ids, got {x.dtype}")
-    x = x.to(torch.float32 if x.is_floating_point() or x.ndim != 2 else torch.int64)
-    if x.is_floating_point() and x.ndim == 2:
-        x = x[:, None, :]  # vectors are sequences of one frame
+        raise TypeError(f"{what}: expected floats or integers, got {x.dtype}")
+    if tokens:
+        if x.is_floating_point():
+            raise TypeError(f"{what}: expected integer token ids [n, T], got {_kind(x)}")
+        if x.ndim != 2:
+            raise ValueError(f"{what}: expected integer token ids [n, T], got {_kind(x)}")
+        x = x.to(torch.int64)
+    else:
+        _warn_of_images(what, x)
+        x = x.to(torch.float32)
+        if x.ndim == 2:
+            x = x[:, None, :]  # vectors are sequences of one frame
     if not (x.ndim == 2 or 3 <= x.ndim <= 5):
         raise ValueError(
-            f"features[{name!r}]: expected [n, D], [n, T, D], [n, C, H, W], [n, C, X, Y, Z] or integer ids [n, T], "
+            f"{what}: expected [n, D], [n, T, D], [n, C, H, W], [n, C, X, Y, Z], or token ids [n, T] said by tokens, "
             f"got shape {tuple(x.shape)}"
         )
     if 0 in x.shape[1:]:
-        raise ValueError(f"features[{name!r}]: expected at least one frame and one value, got shape {tuple(x.shape)}")
+        raise ValueError(f"{what}: expected at least one frame and one value, got shape {tuple(x.shape)}")
     frames = x.shape[frame_axis(x, 1)]
     there = torch.ones(len(x), dtype=torch.bool)
     if x.is_floating_point():
         there = ~torch.isnan(x).flatten(1).all(-1)
     valid = torch.ones(len(x), frames, dtype=torch.bool)
     if lengths is not None:
-        count = torch.as_tensor(lengths)
-        if (
-            count.shape != (len(x),)
-            or count.is_floating_point()
-            or (len(x) and not 0 <= count.min() <= count.max() <= frames)
-        ):
-            raise ValueError(f"lengths[{name!r}]: expected {len(x)} integers from 0 to {frames}, got {lengths!r:.80}")
+        count = _lengths(name, lengths, len(x), frames)
         valid = torch.arange(frames) < count[:, None]
         there = there & (count > 0)
     return x, valid, there
 
 
-def _pad(name: str, values: Sequence[Any], lengths: Any) -> tuple[Tensor, Any]:
+def _lengths(name: str, lengths: Any, n: int, frames: float = math.inf) -> Tensor:
+    """int64 [n]: how many frames of each sample exist."""
+    count = _tensor(f"lengths[{name!r}]", lengths)
+    expected = f"{n} integers from 0 to {frames}" if frames < math.inf else f"{n} integers of at least 0"
+    if count.is_floating_point() or count.dtype == torch.bool:
+        raise TypeError(f"lengths[{name!r}]: expected {expected}, got {shown(lengths)}")
+    if count.shape != (n,) or (n and not 0 <= count.min() <= count.max() <= frames):
+        raise ValueError(f"lengths[{name!r}]: expected {expected}, got {shown(lengths)}")
+    return count.long()
+
+
+def _warn_of_images(what: str, x: Tensor) -> None:
+    """A word about what is surely not meant, though it could be."""
+    if x.ndim == 4 and x.shape[3] in (1, 3, 4) and min(x.shape[1:3]) > 4:
+        warnings.warn(
+            f"{what}: shape {tuple(x.shape)} looks like images [n, H, W, C], but is read as {x.shape[1]} channels of "
+            f"{x.shape[2]} x {x.shape[3]}; pass images [n, C, H, W], such as x.transpose(0, 3, 1, 2)",
+            stacklevel=4,
+        )
+    if x.dtype == torch.uint8 and x.ndim > 2 and x.numel() and int(x.max()) > 1:
+        warnings.warn(
+            f"{what}: bytes are read as numbers from {int(x.min())} to {int(x.max())}; scale them, such as x / 255",
+            stacklevel=4,
+        )
+
+
+def _checked_ids(name: str, x: Tensor, seen: Tensor, size: int | None) -> Tensor:
+    """Token ids, checked where they are read; whatever stands outside becomes an id that an embedding has."""
+    good = x >= 0 if size is None else (x >= 0) & (x < size)
+    if bool((seen & ~good).any()):
+        row = int((seen & ~good).any(-1).nonzero()[0])
+        expected = "token ids of at least 0" if size is None else f"token ids in [0, {size}), the vocabulary"
+        found = x[seen]
+        raise ValueError(
+            f"features[{name!r}]: expected {expected}, got values from {int(found.min())} to {int(found.max())}, the "
+            f"first outside in sample {row}"
+        )
+    return torch.where(good, x, 0)
+
+
+def _is_masked(values: Any) -> bool:
+    """Whether this is a NumPy masked array; the core does not import NumPy."""
+    return hasattr(values, "mask") and hasattr(values, "filled")
+
+
+def _masked_ids(what: str, values: Any, lengths: Any) -> tuple[Any, Any]:
+    """Token ids of a masked array: masked ones are padding, so they come last."""
+    keep = ~torch.as_tensor(values.mask).expand(values.shape)  # NumPy keeps one False for a mask of nothing
+    count = keep.sum(-1)
+    if lengths is not None:
+        raise ValueError(f"lengths: {what} is a masked array, whose mask says its lengths; expected one of the two")
+    if not torch.equal(keep, torch.arange(keep.shape[-1]) < count[..., None]):
+        raise ValueError(f"{what}: expected masked token ids after the others, as padding, got some between them")
+    return values.filled(0), count
+
+
+def _pad(name: str, values: Sequence[Any], lengths: Any, tokens: bool) -> tuple[Tensor, Any]:
     """A list of arrays, some None, as one tensor: missing rows NaN (token ids: 0), shorter sequences zero-padded."""
-    rows = [None if v is None else _tensor(f"features[{name!r}]", v) for v in values]
+    what = f"features[{name!r}]"
+    rows = [None if v is None else _tensor(what, v) for v in values]
+    if tokens:
+        rows = [r.long() if r is not None and not r.numel() else r for r in rows]  # an empty list is float by default
     given = [r for r in rows if r is not None]
     if not given:
-        raise ValueError(f"features[{name!r}]: the modality is missing in every sample")
-    tokens = all(r.ndim == 1 and not r.is_floating_point() and not r.is_complex() for r in given)
+        raise ValueError(f"{what}: the modality is missing in every sample")
+    if tokens and any(r.is_floating_point() or r.is_complex() or r.dtype == torch.bool for r in given):
+        raise TypeError(f"{what}: expected integer token ids, got {sorted({str(r.dtype) for r in given})}")
     sequence = tokens or all(r.ndim == 2 for r in given)
     tails = {(r.ndim, *(r.shape[1:] if sequence else r.shape)) for r in given}
     if len(tails) > 1 or min(r.ndim for r in given) == 0:
         shapes = sorted({tuple(r.shape) for r in given})
-        raise ValueError(f"features[{name!r}]: expected arrays of one rank and width, got shapes {shapes[:5]}")
+        ids = all(r.ndim == 1 and not r.is_floating_point() for r in given) and not tokens
+        hint = f"; if they are token ids, say so: tokens=({name!r},)" if ids else ""
+        raise ValueError(f"{what}: expected arrays of one rank and width, got shapes {shapes[:5]}{hint}")
     if sequence and lengths is None:
         lengths = [0 if r is None else len(r) for r in rows]
     longest = max(len(r) for r in given)
     shape = (longest, *given[0].shape[1:])
-    blank = torch.zeros(shape, dtype=torch.int64) if tokens else torch.full(shape, torch.nan)
+    if tokens:
+        blank = torch.zeros(shape, dtype=torch.int64)
+    else:
+        _warn_of_images(what, given[0][None])
+        blank = torch.full(shape, torch.nan)
     x = blank.repeat(len(rows), *[1] * len(shape))
     for i, r in enumerate(rows):
         if r is not None:
@@ -610,22 +849,128 @@ def _pad(name: str, values: Sequence[Any], lengths: Any) -> tuple[Tensor, Any]:
 
 
 def _tensor(what: str, values: Any) -> Tensor:
-    """``values`` as a tensor of numbers; TypeError or ValueError that names the argument."""
+    """``values`` as a tensor of numbers, masked ones NaN; TypeError or ValueError that names the argument."""
     try:
+        if _is_masked(values):
+            values = values.astype("float32").filled(math.nan)
+        elif hasattr(values, "columns") and hasattr(values, "to_numpy"):  # a pandas frame
+            whole = all(getattr(kind, "kind", "O") in "iu" and hasattr(kind, "byteorder") for kind in values.dtypes)
+            values = values.to_numpy() if whole else values.astype("float32").to_numpy()
+        elif hasattr(values, "to_numpy"):
+            values = values.to_numpy()
+        if getattr(getattr(values, "dtype", None), "kind", "") == "O":
+            values = values.tolist()
         if getattr(getattr(values, "flags", None), "writeable", True) is False:
             values = values.copy()  # a read-only NumPy array, which torch cannot share
         return torch.as_tensor(values)
-    except (TypeError, RuntimeError) as error:
+    except (TypeError, RuntimeError, OverflowError) as error:
         raise TypeError(f"{what}: expected numbers, got {type(values).__name__} ({error})") from error
     except ValueError as error:
         raise ValueError(f"{what}: expected an array of numbers, got {type(values).__name__} ({error})") from error
 
 
-def _as_target(target: Any, n: int) -> Tensor | None:
+# Targets
+
+
+def _facts(
+    info: Mapping[str, Any] | None, target: Any, classes: Any, sizes: Mapping[str, int | None], n: int
+) -> tuple[dict[str, Any], Tensor | None]:
+    """The facts of a data set with this target, and the target as a tensor."""
+    facts = dict(info or {})
+    names: list[str] | None = None
+    if classes is not None and not isinstance(classes, (str, bytes)) and isinstance(classes, Iterable):
+        names = [str(name) for name in classes]
+        if not names or len(set(names)) != len(names):
+            raise ValueError(f"classes: expected a number or different names, got {shown(classes)}")
+    elif classes is not None:
+        facts["outputs"] = int(Whole(1)("classes", classes))
+    known = names or facts.get("classes")
+    numbered = classes is not None and names is None
+    y, found = _as_target(target, n, None if known is None else [str(name) for name in known], numbered)
+    if names is not None or found is not None:
+        facts["classes"] = names or found
+    count = facts.get("outputs") if names is None else len(names)
+    if count is None and found is not None:
+        count = len(found)
+    if y is not None and y.is_floating_point():
+        if classes is not None:
+            raise TypeError(f"target: expected integers for {classes} classes, got {_kind(y)}")
+        return facts, y
+    if y is not None and count is None:
+        count = y.shape[-1] if y.dtype == torch.bool else max(int(y.max()) + 1, 1)
+    if y is not None and y.dtype == torch.bool and count != y.shape[-1]:
+        raise ValueError(f"target: expected {count} labels a sample, got {_kind(y)}")
+    if facts.get("classes") is not None and count is not None and len(facts["classes"]) != count:
+        raise ValueError(f"classes: expected {len(facts['classes'])}, the number of their names, got {count}")
+    if count is not None:
+        facts["outputs"] = count
+    if any(size is not None for size in sizes.values()):
+        facts["vocabulary"] = {name: size for name, size in sizes.items() if size is not None}
+    return facts, y
+
+
+def _as_target(
+    target: Any, n: int, names: Sequence[str] | None, numbered: bool
+) -> tuple[Tensor | None, list[str] | None]:
+    """The target as a tensor, and the names of the classes where it says them; ``numbered`` ones are not labels."""
     if target is None:
-        return None
-    y = _tensor("target", target)
-    y = y.to(torch.float32) if y.is_floating_point() else y.to(torch.int64)
+        return None, None
+    if _is_masked(target):
+        if bool(torch.as_tensor(target.mask).any()):
+            raise ValueError("target: expected a value for every sample, got a masked array with masked ones")
+        target = target.data
+    category = getattr(target, "cat", target)  # of a pandas Series, or a Categorical itself
+    columns = getattr(target, "columns", None)
+    if hasattr(category, "categories") and hasattr(category, "codes"):
+        codes = category.codes.tolist()
+        order = [str(name) for name in category.categories]
+        found = names or order
+        return _coded([None if code < 0 else order[code] for code in codes], n, found), list(found)
+    if hasattr(target, "to_numpy"):
+        target = target.to_numpy()
+    values = target.tolist() if getattr(getattr(target, "dtype", None), "kind", "") in ("U", "O") else target
+    if isinstance(values, (list, tuple)) and any(isinstance(v, str) for v in values):
+        odd = next((v for v in values if not isinstance(v, str) and not _is_nothing(v)), None)
+        if odd is not None:
+            raise TypeError(f"target: expected strings alone or numbers alone, got {shown(odd)} among strings")
+        labels = [None if _is_nothing(v) else v for v in values]
+        found = names or sorted({v for v in labels if v is not None})
+        return _coded(labels, n, found), list(found)
+    y = _tensor("target", values)
+    if y.is_complex():
+        raise TypeError(f"target: expected classes, scores or labels, got {_kind(y)}")
     if y.ndim < 1 or len(y) != n:
         raise ValueError(f"target: expected {n} values, one a sample, got shape {tuple(y.shape)}")
-    return y
+    if y.ndim == 2 and y.shape[1] == 1:
+        raise ValueError(f"target: expected {n} values, one a sample, got shape {tuple(y.shape)}; pass target[:, 0]")
+    if y.ndim == 2 and not numbered and bool(((y == 0) | (y == 1)).all()):
+        y = y != 0
+        if n > 1 and bool((y.sum(-1) == 1).all()):
+            warnings.warn(
+                f"target: each of the {n} samples has exactly one of {y.shape[1]} labels; if these are classes, pass "
+                f"target.argmax(1)",
+                stacklevel=4,
+            )
+        return y, None if columns is None else [str(c) for c in columns]
+    if y.ndim > 1 and y.is_floating_point():
+        raise ValueError(
+            f"target: expected {n} scores, or zeros and ones [{n}, K] for several labels a sample, got {_kind(y)}"
+        )
+    return y.to(torch.float32 if y.is_floating_point() else torch.int64), None
+
+
+def _is_nothing(value: Any) -> bool:
+    """None, NaN, or pandas' NA, which is equal to nothing."""
+    return value is None or type(value).__name__ == "NAType" or value != value
+
+
+def _coded(labels: Sequence[str | None], n: int, names: Sequence[str]) -> Tensor:
+    """int64 [n]: the place of each label among ``names``."""
+    if len(labels) != n:
+        raise ValueError(f"target: expected {n} values, one a sample, got {len(labels)}")
+    place: dict[str | None, int] = {name: k for k, name in enumerate(names)}
+    for row, label in enumerate(labels):
+        if label not in place:
+            missing = "nothing" if label is None else repr(label)
+            raise ValueError(f"target: expected one of the classes {list(names)}, got {missing} for sample {row}")
+    return torch.tensor([place[label] for label in labels], dtype=torch.int64)

@@ -38,6 +38,7 @@ from .batch import DATASET, MultimodalBatch, MultimodalDataset, Output
 from .checks import (
     PATH,
     RATE,
+    Array,
     Either,
     Flag,
     Function,
@@ -64,6 +65,7 @@ __all__ = [
     "History",
     "State",
     "TrainConfig",
+    "class_names",
     "fit",
     "load",
     "predict",
@@ -315,6 +317,13 @@ def _check_call(
         raise ValueError(f"train: expected the method's modalities {list(known)}, got {list(train.modalities)}")
     if valid is not None and valid.modalities != DATASET("train", train).modalities:
         raise ValueError(f"valid: expected train's modalities {list(train.modalities)}, got {list(valid.modalities)}")
+    for fact in ("task", "outputs", "classes"):
+        ours, theirs = (None if split is None else split.info.get(fact) for split in (train, valid))
+        if ours is not None and theirs is not None and ours != theirs:
+            raise ValueError(
+                f"valid: expected train's {fact} {ours!r}, got {theirs!r}; pass the same classes= where the splits are "
+                f"made, or make them from one data set with subset"
+            )
 
 
 _EVENTS = ("on_start", "on_epoch_start", "on_batch", "on_backward", "on_step", "on_epoch_end", "on_end")
@@ -1120,3 +1129,25 @@ def predict(
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+def class_names(logits: Tensor, info: Mapping[str, Any]) -> list[Any]:
+    """The name of each sample's likeliest class, or a list of the names of its labels, whose logit is above 0.
+
+    logits [*N, K], as `predict` gives them; the lists are nested as N is
+    info : that of the training split, with ``classes`` and ``task``
+
+    Raises ValueError for a data set without names, or with another number of them.
+    """
+    names = info.get("classes")
+    if names is None or Array("float", "[*N, K]")("logits", logits).shape[-1] != len(names):
+        got = "none" if names is None else f"{len(names)} for logits {tuple(logits.shape)}"
+        raise ValueError(f"info: expected the names of K classes in info['classes'], got {got}")
+    if info.get("task") == "multilabel":
+        name: Any = lambda row: [names[k] for k in range(len(names)) if row[k]]
+        found = logits > 0
+    else:
+        name, found = lambda k: names[k], logits.argmax(-1)
+    depth = logits.ndim - 1
+    nested: Any = lambda part, level: name(part) if level == depth else [nested(p, level + 1) for p in part]
+    return nested(found.tolist(), 0)

@@ -39,7 +39,7 @@ def _data(n=10, target="classes", seed=0, shapes=SHAPES):
         "labels": torch.randint(0, 2, (n, 4), generator=g),
         "scores": torch.randn(n, generator=g),
     }[target]
-    return MultimodalDataset.from_arrays(features, y, lengths=lengths)
+    return MultimodalDataset.from_arrays(features, y, lengths=lengths, classes=2 if target == "labels" else None)
 
 
 def _count(module):
@@ -208,7 +208,9 @@ def test_bad_input(net):
     wrong = data.data.replace(features={**data.data.features, "audio": torch.randn(10, 9, 2)})
     with pytest.raises(ValueError, match=r"features\['audio'\]"):
         model(wrong)
-    tokens = MultimodalDataset.from_arrays({"text": torch.ones(3, 4, dtype=torch.int64)}, torch.arange(3))
+    tokens = MultimodalDataset.from_arrays(
+        {"text": torch.ones(3, 4, dtype=torch.int64)}, torch.arange(3), tokens=("text",)
+    )
     with pytest.raises(ValueError, match="token ids"):
         net.for_data(tokens)
     with pytest.raises(ValueError, match="at least 1"):

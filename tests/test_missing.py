@@ -771,7 +771,7 @@ def test_classes_are_needed_where_they_decide():
     data = MultimodalDataset.from_arrays({"a": np.ones((5, 2)), "b": np.ones((5, 2))}, np.linspace(0, 1, 5))
     with pytest.raises(ValueError, match="integer classes"):
         MissingPlan("per_class", counts={"a": 1}).draw(data)
-    tokens = MultimodalDataset.from_arrays({"a": np.ones((5, 2), dtype=int), "b": np.ones((5, 2))})
+    tokens = MultimodalDataset.from_arrays({"a": np.ones((5, 2), dtype=int), "b": np.ones((5, 2))}, tokens=("a",))
     with pytest.raises(ValueError, match="token ids"):
         MissingPlan("mnar", {"a": 0.5}).draw(tokens)
 

@@ -275,7 +275,7 @@ def test_methods_name_targets_that_they_do_not_take(splits: tuple[MultimodalData
     with pytest.raises(ValueError, match=r"target: expected float scores \[B\], got torch.bool"):
         scores.train()(train[:8])
     with pytest.raises(ValueError, match="target: expected one a sample"):
-        BALM.for_data(backbone, train).train()(train[:8].replace(target=torch.zeros(8, 2, 2, dtype=torch.bool)))
+        BALM.for_data(backbone, train).train()(train[:8].replace(target=torch.zeros(8, 2, 2).long()))
     rebalancing = GradientRebalancing(backbone, dict(backbone.encoders.items()), backbone.decoder[-1], 8, catch=False)
     with pytest.raises(ValueError, match="logits: expected"):
         rebalancing(torch.zeros(8, K), torch.zeros(8, 2, dtype=torch.bool), {})

@@ -119,14 +119,32 @@ class GenericBackbone(Backbone):
 
     @classmethod
     def for_data(cls, data: MultimodalDataset, **options: Any) -> GenericBackbone:
-        """The backbone that fits a data set's shapes and outputs."""
+        """The backbone that fits a data set's shapes, outputs and vocabulary; ValueError for ids outside that."""
         outputs = outputs_of(data)
-        return cls(GenericConfig(data.feature_shapes, outputs, **options))
+        if sizes := data.info.get("vocabulary"):
+            options.setdefault("vocabulary", max(sizes.values()))
+        model = cls(GenericConfig(data.feature_shapes, outputs, **options))
+        for name, x in data.data.features.items():
+            model._check_ids(name, x)
+        return model
+
+    def _check_ids(self, name: str, x: Tensor) -> None:
+        """An id outside the embedding ends a GPU's process without a word about which."""
+        if x.is_floating_point() or x.is_meta or not x.numel():
+            return
+        low, high = int(x.min()), int(x.max())
+        if low < 0 or high >= self.config.vocabulary:
+            raise ValueError(
+                f"features[{name!r}]: expected token ids in [0, {self.config.vocabulary}), the vocabulary of the "
+                f"backbone, got values from {low} to {high}"
+            )
 
     def encode_modality(self, name: str, x: Tensor, valid: Tensor) -> Tensor:
         expected = self.config.feature_shapes[name]
         if len(x.shape[1:]) != len(expected) or (len(expected) > 1 and x.shape[-1] != expected[-1]):
             raise ValueError(f"features[{name!r}]: expected samples of shape {expected}, got {tuple(x.shape[1:])}")
+        if x.device.type == "cpu" and not torch.compiler.is_compiling():  # a GPU would have to be waited for
+            self._check_ids(name, x)
         h = self.encoders[name](x, valid)
         return torch.where(valid.any(-1)[:, None], h, 0)
 

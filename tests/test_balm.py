@@ -11,7 +11,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_mbt_sample import Interrupt, toy, two_processes, weights
+from test_mbt_sample import Interrupt, toy, weights
+from test_processes import two_processes
 from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode

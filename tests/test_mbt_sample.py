@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -327,62 +322,6 @@ def test_an_interrupted_run_resumes_to_the_bit(tmp_path: Path, resample: bool) -
     assert torch.equal(weights(whole), weights(again))
     forget = lambda rows: [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
     assert forget(history.epochs) == forget(expected.epochs)
-
-
-def parallel_run() -> dict[str, torch.Tensor]:
-    data, watch = toy(41), Watch()
-    method = resampling(data, warmup=1, dropout=0.0)
-    config = TrainConfig(epochs=4, batch_size=10, optimizer="sgd", lr=0.1, select="last")
-    fit(method, data, config=config, hooks=[watch])
-    return {"weights": weights(method), "lengths": torch.tensor(watch.lengths)}
-
-
-TWO = """
-import sys, torch
-sys.path[:0] = [{tests!r}, {root!r}]
-from {module} import parallel_run
-found = parallel_run()
-assert torch.distributed.get_world_size() == 2
-torch.save(found, sys.argv[1])
-torch.distributed.destroy_process_group()
-"""
-
-
-def two_processes(tmp_path: Path, module: str) -> list[dict[str, Any]]:
-    """What parallel_run of the module gives in each of two processes that train together."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    script = tmp_path / "two.py"
-    script.write_text(TWO.format(tests=str(Path(__file__).parent), root=str(ROOT), module=module))
-    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_WORLD_SIZE": "2"}
-    running = [
-        subprocess.Popen(
-            [sys.executable, str(script), str(tmp_path / f"{rank}.pt")],
-            env={**os.environ, "OMP_NUM_THREADS": "1", **group, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    try:
-        for process in running:
-            output, _ = process.communicate(timeout=180)
-            assert process.returncode == 0, output
-    finally:
-        for process in running:
-            process.kill()
-    return [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
-
-
-@pytest.mark.slow
-def test_two_processes_extend_alike_and_train_like_one(tmp_path: Path) -> None:
-    one = parallel_run()
-    assert one["lengths"].max() > 41
-    for found in two_processes(tmp_path, "test_mbt_sample"):
-        assert torch.equal(found["lengths"], one["lengths"])
-        torch.testing.assert_close(found["weights"], one["weights"], atol=1e-5, rtol=1e-4)
 
 
 def test_it_learns_digits_with_parts_missing() -> None:

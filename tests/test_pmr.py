@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from test_mbt_sample import Interrupt, toy, two_processes, weights
+from test_mbt_sample import Interrupt, toy
 from torch import nn
 
 from mmlib import MultimodalBatch, MultimodalDataset
@@ -327,21 +327,6 @@ def test_an_interrupted_run_resumes_to_the_bit(tmp_path: Path, resample: bool) -
         assert torch.equal(x, y), name
     forget = lambda rows: [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
     assert forget(history.epochs) == forget(expected.epochs)
-
-
-def parallel_run() -> dict[str, torch.Tensor]:
-    data = toy(41)
-    method = pmr(data, dropout=0.0, share=0.5)
-    fit(method, data, config=TrainConfig(epochs=3, batch_size=10, optimizer="sgd", lr=0.1, select="last"))
-    return {"weights": weights(method), "prototypes": method.prototypes, "seen": method.seen}
-
-
-@pytest.mark.slow
-def test_two_processes_agree(tmp_path: Path) -> None:
-    first, second = two_processes(tmp_path, "test_pmr")
-    for name, value in first.items():
-        assert torch.equal(value, second[name])
-    assert first["seen"].all()
 
 
 def test_it_learns_digits_with_parts_missing() -> None:

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_balm import SGD, Joint, backbone, dialogues
-from test_mbt_sample import Interrupt, toy, two_processes, weights
+from test_mbt_sample import Interrupt, toy, weights
 from torch import nn
 from torch.nn import functional as F
 
@@ -299,30 +299,6 @@ def test_ogm_accumulates() -> None:
         fit(method, data, config=config, train_plan=PLAN)
         results.append(torch.cat([weights(method), method.last["score"]]))
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
-
-
-def parallel_run() -> dict[str, torch.Tensor]:
-    found = {}
-    for name, method in (
-        ("cggm", make(CGGM, toy(41))),
-        ("ogm", make(OGMGE, toy(41), alpha=0.8, noise=False)),
-        ("noisy", make(OGMGE, toy(41), alpha=0.8)),
-    ):
-        config = TrainConfig(epochs=3, batch_size=10, optimizer=SGD, clip=1.0, select="last")
-        fit(method, toy(41), config=config, train_plan=PLAN)
-        found[name] = weights(method)
-        found[f"{name}.last"] = method.last["coefficient" if name != "cggm" else "mu"]
-    return found
-
-
-@pytest.mark.slow
-def test_two_processes_train_like_one(tmp_path: Path) -> None:
-    one = parallel_run()
-    first, second = two_processes(tmp_path, "test_rebalancing_baselines")
-    for name, value in first.items():
-        assert torch.equal(value, second[name])
-        if "noisy" not in name:
-            torch.testing.assert_close(value, one[name], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("method", [CGGM, OGMGE])

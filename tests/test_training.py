@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_mbt_sample import two_processes
+from test_processes import two_processes
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 

@@ -9,7 +9,7 @@ import inspect
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,13 +68,17 @@ class Setup:
 
 
 def begin(
-    namespace: dict[str, Any], own: Iterable[str] = (), budget: Mapping[str, Mapping[str, Any]] | None = None
+    namespace: dict[str, Any],
+    own: Iterable[str] = (),
+    budget: Mapping[str, Mapping[str, Any]] | None = None,
+    choices: Mapping[str, Sequence[str]] | None = None,
 ) -> Setup:
     """Read a chapter's parameters from its globals, in the first cell after the parameters.
 
     own : the names of the chapter's own parameters, beside the six that every chapter has. Their types are those of
         their annotations, one of `KINDS`; one that is None takes its value and its type from the budget
     budget : per profile the settings that a parameter of the same name, if not None, overrules
+    choices : what a parameter may be that is a word
 
     Raises ValueError for a name that the chapter does not know (a misspelt ``papermill -p``), TypeError for a value of
     another type, ValueError for one out of range, FileNotFoundError for a ``data_root`` or ``results_dir`` that is not
@@ -99,7 +103,7 @@ def begin(
             raise TypeError(f"{name}: expected an annotation in the cell of the parameters, or a value in the budget")
         kind = annotations.get(name, type(usual))
         check = Whole(1) if kind is int and usual is not None else KINDS[kind]  # a budget counts something
-        values[name] = check(name, value)
+        values[name] = OneOf(*choices[name])(name, value) if choices and name in choices else check(name, value)
     data_root = _existing("data_root", given["data_root"]) if given["data_root"] else None
     results = _existing("results_dir", given["results_dir"]) if given["results_dir"] else ROOT / "book" / "results"
     if not results.is_dir():

@@ -20,8 +20,8 @@ DEFAULTS: dict[str, Any] = {
 BUDGET = {"tiny": {"epochs": 1}, "quick": {"epochs": 5}, "book": {"epochs": 50}, "paper": {"epochs": 500}}
 
 
-def begin(own: tuple[str, ...] = (), budget: Any = None, **given: Any) -> chapter.Setup:
-    return chapter.begin({**DEFAULTS, **given}, own=own, budget=budget)
+def begin(own: tuple[str, ...] = (), budget: Any = None, choices: Any = None, **given: Any) -> chapter.Setup:
+    return chapter.begin({**DEFAULTS, **given}, own=own, budget=budget, choices=choices)
 
 
 def test_the_six_common_parameters() -> None:
@@ -93,6 +93,15 @@ def test_a_chapters_own_parameters_keep_their_type(name: str, value: Any, error:
     assert (setup.rho, setup.rates, setup.epochs) == (1.4, [0.1, 1], 5)
     with pytest.raises(error, match=said):
         begin(own=own, budget=BUDGET, __annotations__=OWN, **{**GOOD, name: value})
+
+
+def test_a_word_is_one_of_the_choices() -> None:
+    given: dict[str, Any] = {"own": ("head",), "choices": {"head": ["a", "b"]}, "__annotations__": OWN}
+    assert begin(**given, head="b").head == "b"
+    with pytest.raises(ValueError, match="head: expected 'a' or 'b', got 'c'"):
+        begin(**given, head="c")
+    with pytest.raises(TypeError, match="head: expected 'a' or 'b', got 3"):
+        begin(**given, head=3)
 
 
 def test_a_parameter_without_a_type_is_the_chapters_mistake() -> None:

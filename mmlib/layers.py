@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .batch import frame_axis
-from .checks import RATE, SHAPES, Array, Is, Several, Whole
+from .checks import RATE, SHAPES, Array, Flag, Is, Several, Whole
 
 __all__ = [
     "MLP",
@@ -96,6 +96,7 @@ def processes() -> int:
 
 def same_draw(x: Tensor) -> Tensor:
     """Random numbers as the main process drew them."""
+    Is("a tensor", Tensor)("x", x)
     if processes() > 1:
         torch.distributed.broadcast(x, 0)
     return x
@@ -108,13 +109,17 @@ class SharedBatch:
     batch (as `training.fit` does), which is right for means over samples; what else a loss takes from the batch has to
     come from here. Processes must ask for the same things in the same order.
 
-    size : samples of this process's part, or what else the loop weights the parts by
-    counts : False where this process only keeps the others company, with samples that are not its own
+    size : samples of this process's part, or what else the loop weights the parts by; an integer, also as a tensor []
     like : any tensor on the device
+    counts : False where this process only keeps the others company, with samples that are not its own
+
+    Raises TypeError and ValueError for other arguments, also with one process.
     """
 
     def __init__(self, size: int | Tensor, like: Tensor, counts: bool = True):
-        self.world, self.counts = processes(), counts
+        Array("integer", "[...]")("size", size) if isinstance(size, Tensor) else Whole(0)("size", size)
+        Is("a tensor", Tensor)("like", like)
+        self.world, self.counts = processes(), Flag()("counts", counts)
         if self.world > 1:
             own = torch.as_tensor(size, dtype=torch.int64, device=like.device) * counts
             sizes = [torch.zeros_like(own) for _ in range(self.world)]
@@ -124,18 +129,19 @@ class SharedBatch:
 
     def sum(self, x: Tensor) -> Tensor:
         """x of all processes added up, without gradient."""
+        Is("a tensor", Tensor)("x", x)
         if self.world == 1:
             return x
-        x = x.detach().clone() if self.counts else torch.zeros_like(x)
-        torch.distributed.all_reduce(x)
-        return x
+        total = x.detach().contiguous().clone() if self.counts else torch.zeros(x.shape, dtype=x.dtype, device=x.device)
+        torch.distributed.all_reduce(total)
+        return total
 
     def count(self, n: Tensor) -> Tensor:
         """What a sum over this process's part is divided by, where the mean is over ``n`` (at least 1) of all parts.
 
         The n of all times this process's part of the batch, since its loss is weighted by that part.
         """
-        n = self.sum(n).clamp_min(1)
+        n = self.sum(Is("a tensor", Tensor)("n", n)).clamp_min(1)
         return n if self.world == 1 else n * self.part
 
     def rows(self, x: Tensor) -> Tensor:
@@ -144,6 +150,7 @@ class SharedBatch:
         A loss of these is the same number in every process, and counts once: the gradient goes to this process's rows
         alone, over its part of the batch.
         """
+        Array("bool integer float", "[n, ...]")("x", x)
         if self.world == 1:
             return x
         own = x.detach() if self.counts else x.detach()[:0]

@@ -20,7 +20,7 @@ from torch import nn
 from mmlib import MultimodalDataset
 from mmlib import data as sources
 from mmlib.backbones import GenericBackbone, MMGCNBackbone, SelfMMEvaluator, SelfMMTraining
-from mmlib.layers import SharedBatch
+from mmlib.layers import SharedBatch, same_draw
 from mmlib.methods import BALM, CGGM, DEAR, DREAM, MCE, OGMGE, PMR, JointTraining, MBTSample
 from mmlib.methods.mce import UpperBounds
 from mmlib.missing import MissingPlan
@@ -238,3 +238,24 @@ def test_two_processes_train_every_method_like_one(tmp_path: Path) -> None:
         assert rows["count 1"] == 1
     assert torch.equal(first["rows"]["gradient 1"], 2 * x[:1])
     assert not second["rows"]["gradient 1"].any()
+
+
+def test_with_one_process_everything_is_given_back_as_it_is() -> None:
+    x = torch.rand(3, 2, requires_grad=True)
+    shared = SharedBatch(3, x)
+    assert shared.rows(x) is x
+    assert shared.sum(x) is x
+    assert same_draw(x) is x
+    assert shared.count(torch.tensor([0, 2])).tolist() == [1, 2]
+    for arguments, error, message in (
+        ((2.0, x), TypeError, "size: expected an integer"),
+        ((torch.tensor(2.0), x), TypeError, "size: expected a tensor of integers"),
+        ((-1, x), ValueError, "size: expected an integer of at least 0"),
+        ((2, [1.0]), TypeError, "like: expected a tensor"),
+        ((2, x, 1), TypeError, "counts: expected True or False"),
+    ):
+        with pytest.raises(error, match=message):
+            SharedBatch(*arguments)
+    for call, name in ((shared.sum, "x"), (shared.count, "n"), (shared.rows, "x"), (same_draw, "x")):
+        with pytest.raises(TypeError, match=f"{name}: expected a tensor"):
+            call([1.0])

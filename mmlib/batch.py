@@ -363,7 +363,7 @@ def _rows(rows: Any, n: int, device: torch.device) -> Tensor | slice:
         return rows
     if not isinstance(rows, Tensor):
         whole = isinstance(rows, int) and not isinstance(rows, bool)
-        rows = torch.tensor(rows) if whole else _tensor("rows", rows)
+        rows = torch.tensor(rows) if whole else tensor("rows", rows)
         rows = rows if rows.numel() else rows.long()  # an empty list is float by default
         if rows.numel() and rows.dtype != torch.bool and not rows.is_floating_point():
             low, high = int(rows.min()), int(rows.max())
@@ -573,7 +573,7 @@ class MultimodalDataset(torch.utils.data.Dataset):
         if present is None:
             here = torch.stack([there[m] for m in tensors], -1)
         else:
-            here = _tensor("present", present)
+            here = tensor("present", present)
             if here.dtype != torch.bool:
                 raise TypeError(f"present: expected bool {(n, len(tensors))}, got {_kind(here)}")
             if here.shape != (n, len(tensors)):
@@ -724,7 +724,7 @@ def _as_features(name: str, values: Any, lengths: Any, tokens: bool) -> tuple[Te
         v is None or getattr(v, "ndim", 0) or (tokens and isinstance(v, (list, tuple))) for v in values
     ):
         values, lengths = _pad(name, values, lengths, tokens)
-    x = _tensor(what, values)
+    x = tensor(what, values)
     if x.dtype == torch.bool or x.is_complex():
         raise TypeError(f"{what}: expected floats or integers, got {x.dtype}")
     if tokens:
@@ -759,7 +759,7 @@ def _as_features(name: str, values: Any, lengths: Any, tokens: bool) -> tuple[Te
 
 def _lengths(name: str, lengths: Any, n: int, frames: float = math.inf) -> Tensor:
     """int64 [n]: how many frames of each sample exist."""
-    count = _tensor(f"lengths[{name!r}]", lengths)
+    count = tensor(f"lengths[{name!r}]", lengths)
     expected = f"{n} integers from 0 to {frames}" if frames < math.inf else f"{n} integers of at least 0"
     if count.is_floating_point() or count.dtype == torch.bool:
         raise TypeError(f"lengths[{name!r}]: expected {expected}, got {shown(lengths)}")
@@ -816,7 +816,7 @@ def _masked_ids(what: str, values: Any, lengths: Any) -> tuple[Any, Any]:
 def _pad(name: str, values: Sequence[Any], lengths: Any, tokens: bool) -> tuple[Tensor, Any]:
     """A list of arrays, some None, as one tensor: missing rows NaN (token ids: 0), shorter sequences zero-padded."""
     what = f"features[{name!r}]"
-    rows = [None if v is None else _tensor(what, v) for v in values]
+    rows = [None if v is None else tensor(what, v) for v in values]
     if tokens:
         rows = [r.long() if r is not None and not r.numel() else r for r in rows]  # an empty list is float by default
     given = [r for r in rows if r is not None]
@@ -848,7 +848,7 @@ def _pad(name: str, values: Sequence[Any], lengths: Any, tokens: bool) -> tuple[
     return x, lengths
 
 
-def _tensor(what: str, values: Any) -> Tensor:
+def tensor(what: str, values: Any) -> Tensor:
     """``values`` as a tensor of numbers, masked ones NaN; TypeError or ValueError that names the argument."""
     try:
         if _is_masked(values):
@@ -936,7 +936,7 @@ def _as_target(
         labels = [None if _is_nothing(v) else v for v in values]
         found = names or sorted({v for v in labels if v is not None})
         return _coded(labels, n, found), list(found)
-    y = _tensor("target", values)
+    y = tensor("target", values)
     if y.is_complex():
         raise TypeError(f"target: expected classes, scores or labels, got {_kind(y)}")
     if y.ndim < 1 or len(y) != n:

@@ -34,7 +34,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .batch import DATASET, MultimodalBatch, MultimodalDataset, Output
+from .batch import DATASET, MultimodalBatch, MultimodalDataset, Output, tensor
 from .checks import (
     PATH,
     RATE,
@@ -51,6 +51,7 @@ from .checks import (
     Whole,
     check_options,
     option,
+    shown,
 )
 from .data import fingerprint as data_fingerprint
 from .files import atomic_write
@@ -312,7 +313,7 @@ def _check_call(
     Several(Is("an object with events", object))("hooks", hooks)
     Maybe(PATH)("checkpoint", checkpoint)
     Maybe(Function("a function (logits, batch) -> dict"))("metrics", metrics)
-    known = getattr(method, "modalities", getattr(getattr(method, "backbone", None), "modalities", None))
+    known = _modalities(method)
     if known is not None and tuple(known) != DATASET("train", train).modalities:
         raise ValueError(f"train: expected the method's modalities {list(known)}, got {list(train.modalities)}")
     if valid is not None and valid.modalities != DATASET("train", train).modalities:
@@ -324,6 +325,12 @@ def _check_call(
                 f"valid: expected train's {fact} {ours!r}, got {theirs!r}; pass the same classes= where the splits are "
                 f"made, or make them from one data set with subset"
             )
+
+
+def _modalities(method: Any) -> tuple[str, ...] | None:
+    """The modalities that the method expects, None where it does not say them."""
+    known = getattr(method, "modalities", getattr(getattr(method, "backbone", None), "modalities", None))
+    return None if known is None else tuple(known)
 
 
 _EVENTS = ("on_start", "on_epoch_start", "on_batch", "on_backward", "on_step", "on_epoch_end", "on_end")
@@ -1081,26 +1088,39 @@ def load(method: nn.Module, path: str | Path) -> dict[str, Any]:
 @torch.no_grad()
 def predict(
     method: nn.Module,
-    dataset: MultimodalDataset | MultimodalBatch,
+    dataset: MultimodalDataset | MultimodalBatch | Mapping[str, Any],
     *,
-    present: Tensor | Sequence[bool] | None = None,
+    present: Tensor | Sequence[bool] | Sequence[str] | None = None,
     batch_size: int = 1024,
     device: str | torch.device | None = None,
+    like: MultimodalDataset | None = None,
 ) -> Tensor:
-    """Logits [n, *N[1:], K] on the CPU, in eval mode; a data set, a batch or one sample (``dataset[3]``).
+    """Logits [n, *N[1:], K] on the CPU, in eval mode; a data set, a batch, one sample (``dataset[3]``) or one record.
 
-    present : bool [M], [n, M] or [*N, M]; False switches a modality off where it is there
+    dataset : modalities that are left out of it are absent. A record is a dict of one sample's arrays, without the
+        axis of the samples: vectors [D], sequences [T, D], images [C, H, W], token ids [T]
+    present : bool [M], [n, M] or [*N, M]; False switches a modality off where it is there. Or the names of the
+        modalities that stay on, such as ``["audio"]``
     device : default the one where the method is
+    like : a data set of the kind that the method was trained on, which says the shape of what is left out; needed only
+        where ``config.feature_shapes`` of the method or its backbone does not
 
     The method sees neither the target nor what the data set keeps as ``complete``. Its modules' modes are restored.
     """
-    data = dataset.data if isinstance(dataset, MultimodalDataset) else dataset
+    Is("an nn.Module", nn.Module)("method", method)
+    Maybe(DATASET)("like", like)
+    given: Any = _record(method, dataset, like) if isinstance(dataset, Mapping) else dataset
+    data = given.data if isinstance(given, MultimodalDataset) else given
     if not isinstance(data, MultimodalBatch):
-        raise TypeError(f"dataset: expected a MultimodalDataset or MultimodalBatch, got {type(dataset).__name__}")
+        raise TypeError(f"dataset: expected a MultimodalDataset, a MultimodalBatch or a dict, got {shown(dataset)}")
+    known = _modalities(method)
+    if known is not None and not set(known) <= set(data.modalities):
+        given = data = given[:].widened(_shapes(method, like), {} if like is None else like.data.fill)
     Whole(1)("batch_size", batch_size)
     keep: Tensor | None = None
     if present is not None:
-        keep = torch.as_tensor(present, device=data.device)
+        present = data.named(present)
+        keep = tensor("present", present).to(data.device)
         if keep.dtype != torch.bool:
             raise TypeError(f"present: expected bool, got {keep.dtype}")
         modalities, lead = len(data.modalities), len(data.shape)
@@ -1121,7 +1141,7 @@ def predict(
     try:
         parts = []
         for rows in torch.arange(len(data), device=data.device).split(batch_size):
-            batch = data[rows].replace(target=None, complete=None)
+            batch = given[rows].replace(target=None, complete=None)
             if keep is not None:
                 batch = batch.drop(present=keep[rows])
             parts.append(method(batch.to(device)).logits)
@@ -1129,6 +1149,52 @@ def predict(
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+def _shapes(method: nn.Module, like: MultimodalDataset | None) -> Mapping[str, tuple[int, ...]]:
+    """The shape of one sample of each modality that the method expects."""
+    if like is not None:
+        return like.feature_shapes
+    for module in method.modules():
+        if shapes := getattr(getattr(module, "config", None), "feature_shapes", None):
+            return shapes
+    raise ValueError(
+        f"like: expected a data set of the kind that the method was trained on, since {type(method).__name__} does not "
+        f"say the shapes of modalities that are left out, got None"
+    )
+
+
+def _record(method: nn.Module, record: Mapping[str, Any], like: MultimodalDataset | None) -> MultimodalBatch:
+    """One sample as a batch, with the modalities that the record leaves out absent."""
+    shapes = _shapes(method, like)
+    features = {}
+    for name, values in record.items():
+        if name not in shapes:
+            raise ValueError(f"dataset: unknown modality {name!r}; known are {list(shapes)}")
+        if values is None:
+            continue
+        x, shape = tensor(f"dataset[{name!r}]", values), shapes[name]
+        came = tuple(x.shape)
+        if x.ndim == len(shape) - 1 and shape[0] == 1:
+            x = x[None]  # a vector [D] is a sequence of one frame
+        if x.ndim == len(shape) + 1 and len(x) == 1:
+            x = x[0]  # with its axis of samples
+        # Frames may be more or fewer than the training data had; the axes after them may not.
+        if (
+            x.ndim != len(shape)
+            or (len(shape) == 2 and x.shape[1:] != shape[1:])
+            or (len(shape) > 2 and x.shape != shape)
+        ):
+            expected = shape if shape[0] > 1 or len(shape) != 2 else shape[1:]
+            raise ValueError(f"dataset[{name!r}]: expected one sample of shape {expected}, got {came}")
+        features[name] = x[None]
+    if not features:
+        raise ValueError(f"dataset: expected at least one modality of {list(shapes)}, got a record without any")
+    fill = {} if like is None else like.data.fill
+    tokens = [name for name in features if len(shapes[name]) == 1]
+    known = {name: value for name, value in fill.items() if name in features}
+    data = MultimodalDataset.from_arrays(features, tokens=tokens, fill=known, allow_empty=True).data
+    return data.widened(shapes, fill)
 
 
 def class_names(logits: Tensor, info: Mapping[str, Any]) -> list[Any]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from sklearn.model_selection import train_test_split
 
-from mmlib import MultimodalBatch, MultimodalDataset
+from mmlib import MultimodalBatch, MultimodalDataset, Output
 from mmlib.backbones import GenericBackbone
 from mmlib.methods import JointTraining
 from mmlib.training import TrainConfig, class_names, fit, predict
@@ -339,3 +339,129 @@ def test_splits_that_disagree_do_not_meet() -> None:
     with pytest.raises(ValueError, match=r"valid: expected train's classes \['p', 'q', 'r'\]"):
         fit(model, named, from_arrays(x, ["q", "r", "s"]))
     fit(model, train, from_arrays(x, [0, 1, 1], classes=3), TrainConfig(epochs=1, device="cpu"))
+
+
+class TestOneRecord:
+    """`predict` on what a user has at the bedside: one sample, some of it."""
+
+    def make(self) -> tuple[MultimodalDataset, JointTraining]:
+        rng = np.random.default_rng(0)
+        arrays = {
+            "voice": rng.normal(size=(9, 5)),
+            "face": rng.normal(size=(9, 6, 4)),
+            "scan": rng.normal(size=(9, 1, 8, 8)),
+            "text": rng.integers(2, 20, (9, 7)),
+        }
+        data = from_arrays(arrays, np.arange(9) % 3, tokens={"text": 20}, fill={"text": 1})
+        torch.manual_seed(0)
+        return data, JointTraining(GenericBackbone.for_data(data, width=8))
+
+    def test_modalities_may_be_left_out(self):
+        data, method = self.make()
+        arrays = {name: x[4].numpy() for name, x in data.data.features.items()}
+        vector = {**arrays, "voice": arrays["voice"][0]}
+        whole = predict(method, data)[4:5]
+        for record in (arrays, vector, dict(reversed(vector.items())), {k: v[None] for k, v in arrays.items()}):
+            torch.testing.assert_close(predict(method, record), whole)
+        for names in (["voice"], ["scan", "face"], ["text", "voice"]):
+            expected = predict(method, data[4], present=names)
+            assert not torch.allclose(expected, whole)
+            torch.testing.assert_close(predict(method, {m: vector[m] for m in names}), expected)
+            torch.testing.assert_close(predict(method, {m: vector[m] for m in names}, like=data), expected)
+            torch.testing.assert_close(predict(method, data[4].select(names)), expected)
+            torch.testing.assert_close(predict(method, data.select(names))[4:5], expected)
+            torch.testing.assert_close(
+                predict(method, {**vector, **{m: None for m in arrays if m not in names}}), expected
+            )
+        torch.testing.assert_close(
+            predict(method, vector, present=["voice"]), predict(method, {"voice": vector["voice"]})
+        )
+        short = {"face": arrays["face"][:3]}
+        cut = from_arrays({"face": arrays["face"][None, :3]}).data.widened(data.feature_shapes)
+        torch.testing.assert_close(predict(method, short), predict(method, cut))
+
+    def test_present_by_names(self):
+        data, method = self.make()
+        mask = torch.tensor([False, True, False, True])
+        torch.testing.assert_close(predict(method, data, present=["face", "text"]), predict(method, data, present=mask))
+        torch.testing.assert_close(predict(method, data, present=mask.tolist()), predict(method, data, present=mask))
+        dropped = data.drop(present=("text", "face"))
+        assert torch.equal(dropped.present, data.drop(present=mask).present)
+        assert torch.equal(data.data.drop(present=["text", "face"]).features["voice"], torch.zeros(9, 1, 5))
+        for call in (lambda: data.drop(present=["smell"]), lambda: predict(method, data, present=["smell"])):
+            with pytest.raises(ValueError, match=r"modality: expected one of .*'voice'.*, got 'smell'"):
+                call()
+
+    def test_a_method_that_does_not_say_its_shapes(self):
+        class Bare(torch.nn.Module):
+            modalities = ("voice", "face")
+
+            def __init__(self):
+                super().__init__()
+                self.net = torch.nn.Linear(5 + 4, 2)
+
+            def forward(self, batch):
+                seen = [batch.features[m].mean(1) for m in self.modalities]
+                return Output(self.net(torch.cat(seen, -1)), {})
+
+        data, _ = self.make()
+        data = data.select(["voice", "face"])
+        record = {"voice": data.data.features["voice"][0, 0]}
+        with pytest.raises(ValueError, match="like: expected a data set .* since Bare does not say the shapes"):
+            predict(Bare(), record)
+        bare = Bare()
+        torch.testing.assert_close(predict(bare, record, like=data), predict(bare, data[0], present=["voice"]))
+
+    @pytest.mark.parametrize(
+        ("record", "error", "message"),
+        [
+            ({}, ValueError, "dataset: expected at least one modality"),
+            ({"voice": None}, ValueError, "dataset: expected at least one modality"),
+            ({"smell": [1.0]}, ValueError, "dataset: unknown modality 'smell'"),
+            ({"voice": np.ones(4)}, ValueError, r"dataset\['voice'\]: expected one sample of shape \(5,\), got \(4,\)"),
+            ({"voice": np.ones((2, 3, 5))}, ValueError, r"dataset\['voice'\]: expected one sample"),
+            ({"face": np.ones((6, 3))}, ValueError, r"dataset\['face'\]: expected one sample of shape \(6, 4\)"),
+            ({"scan": np.ones((3, 8, 8))}, ValueError, r"dataset\['scan'\]: expected one sample of shape \(1, 8, 8\)"),
+            ({"voice": ["x"] * 5}, ValueError, r"dataset\['voice'\]: expected an array of numbers"),
+            ({"text": np.ones(3)}, TypeError, r"features\['text'\]: expected integer token ids"),
+            ({"text": [1, 25]}, ValueError, r"features\['text'\]: expected token ids in \[0, 20\)"),
+            ([1.0], TypeError, "dataset: expected a MultimodalDataset, a MultimodalBatch or a dict, got"),
+        ],
+    )
+    def test_errors(self, record, error, message):
+        with pytest.raises(error, match=message):
+            predict(self.make()[1], record)
+        with pytest.raises(TypeError, match="like: expected None or a MultimodalDataset"):
+            predict(self.make()[1], record, like={})
+
+
+class TestRows:
+    @pytest.mark.parametrize(
+        ("rows", "error", "message"),
+        [
+            ([True, False], ValueError, "rows: expected a bool mask of the 4 samples, got one of 2"),
+            (torch.ones(5, dtype=torch.bool), ValueError, "rows: expected a bool mask of the 4 samples, got one of 5"),
+            ([0, 4], IndexError, "rows: expected an index below 4, got 4"),
+            (torch.tensor([0, -5]), IndexError, "rows: expected an index below 4, got -5"),
+            ([0.0, 1.0], TypeError, "rows: expected integers, a bool mask or a slice, got torch.float32"),
+            (torch.ones(4), TypeError, "rows: expected integers"),
+            ("all", TypeError, "rows: expected"),
+            (None, TypeError, "rows: expected"),
+            ([[0, 1]], ValueError, r"rows: expected one axis, got shape \(1, 2\)"),
+            (True, TypeError, "rows: expected integers"),
+        ],
+    )
+    def test_what_is_no_row_is_refused(self, rows, error, message):
+        data = from_arrays(ONES)
+        with pytest.raises(error, match=message):
+            data.subset(rows)
+        if not isinstance(rows, torch.Tensor) or rows.dtype != torch.int64:
+            with pytest.raises(error, match=message):
+                data[rows]
+
+    def test_rows_of_every_kind(self):
+        data = from_arrays(ONES, ids=list("abcd"))
+        assert data.subset(slice(1, None, 2)).names == ["b", "d"]
+        assert data.subset([-1, 0]).names == ["d", "a"]
+        assert data.subset(np.array([2], "uint8")).names == ["c"]
+        assert data.subset(range(2)).names == ["a", "b"]

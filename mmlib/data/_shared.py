@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from ..batch import MultimodalBatch, MultimodalDataset
+from .pickles import meaningless
 
 
 def fingerprint(dataset: MultimodalDataset | MultimodalBatch) -> str:
@@ -96,6 +99,66 @@ def standardise(
         scaled[m] = ((x - mean) / std).astype(np.float32)
         facts[m] = {"mean": np.asarray(mean).tolist(), "std": np.asarray(std).tolist()}
     return scaled, facts
+
+
+def read_npy(path: Path) -> np.ndarray:
+    """The array in a ``.npy`` file, whose header must account for every byte of the file before any is read.
+
+    Raises ValueError naming the file for anything else. Pickled objects are refused, not read.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a header is a Python literal, and a damaged one a doubtful one
+            x = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # and its parser raises almost anything
+        if "pickle" in str(error) or "Python objects" in str(error):
+            raise ValueError(
+                f"{path}: refused to read pickled objects; expected an array of numbers or bytes"
+            ) from error
+        raise ValueError(f"{path}: not a whole .npy array ({error}); copy or download it again") from error
+    if not isinstance(x, np.memmap):
+        with contextlib.suppress(AttributeError):
+            x.close()
+        raise ValueError(f"{path}: expected one array, got an archive")
+    if (size := path.stat().st_size) != x.offset + x.nbytes:
+        raise ValueError(
+            f"{path}: not a whole .npy array (the header says {x.dtype} {x.shape}, that is {x.offset + x.nbytes} bytes "
+            f"with it, the file has {size}); copy or download it again"
+        )
+    x = np.array(x, order="K")
+    if meaningless(x.reshape(-1, order="A")):
+        raise ValueError(f"{path}: expected {x.dtype}, got values that are none; copy or download it again")
+    return x
+
+
+def plain_numbers(values: Any) -> np.ndarray:
+    """Numbers of any shape, without a copy where they are an array already; TypeError for anything else.
+
+    Lists of texts are refused before NumPy makes an array of them, in which each takes as much as the longest.
+    """
+    some: list[Any] = [values]
+    kinds: set[type] = set()
+    while some:
+        part = some.pop()
+        if isinstance(part, (list, tuple)):
+            kinds.update(map(type, part))
+            some += [p for p in part if isinstance(p, (list, tuple))]
+        elif not isinstance(part, np.ndarray):
+            kinds.add(type(part))
+    for kind in kinds:
+        if not issubclass(kind, (int, float, np.number, np.bool_, np.ndarray, list, tuple)):
+            raise TypeError(f"expected numbers, got {kind.__name__}")
+    try:
+        x = np.asarray(values)
+    except ValueError as error:
+        raise TypeError("expected an array, got lists of unequal lengths") from error
+    if x.dtype == object:  # numbers that were stored one by one
+        if wrong := [type(v).__name__ for v in x.flat if not isinstance(v, (int, float, np.number))]:
+            raise TypeError(f"expected numbers, got objects, {wrong[0]} among them")
+        x = x.astype(np.float64)
+    if x.dtype.kind not in "biuf":
+        raise TypeError(f"expected numbers, got {x.dtype} {x.shape}")
+    return x
 
 
 def need_root(root: Path | None, name: str, layout: str) -> Path:

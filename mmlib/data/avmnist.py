@@ -20,6 +20,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import math
 import os
 import struct
 import warnings
@@ -197,31 +198,51 @@ def sound_for_first(train: MultimodalDataset, per_class: int) -> Tensor:
 # -- MNIST ----------------------------------------------------------------------------------------------------------
 
 
+_GZIP_RATIO = 1100  # no more bytes than that come out of a byte: deflate's limit is 1,032
+
+
 def read_idx(path: Path) -> np.ndarray:
-    """The uint8 array in an IDX file, gzipped where its name ends in .gz; ValueError for a damaged one."""
+    """The uint8 array in an IDX file, gzipped where its name ends in .gz; ValueError for a damaged one.
+
+    No more is unpacked than the header declares, and no more declared than gzip could hold in the file.
+    """
+    packed = path.suffix == ".gz"
     try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with gzip.open(path) if packed else path.open("rb") as file:
+            head = file.read(4)
+            if len(head) < 4 or head[:3] != b"\0\0\x08":
+                raise ValueError(
+                    f"{path}: expected an IDX file of bytes, which begins with 00 00 08, got "
+                    f"{head.hex(' ') or 'no data'}"
+                )
+            rank = head[3]
+            sizes = file.read(4 * rank)
+            if len(sizes) < 4 * rank:
+                raise ValueError(f"{path}: the IDX header is cut short")
+            shape = struct.unpack(f">{rank}I", sizes)
+            count = math.prod(shape)
+            if rank > 8 or count > path.stat().st_size * (_GZIP_RATIO if packed else 1):
+                raise ValueError(
+                    f"{path}: the header says {count} values {shape}, more than {path.stat().st_size} bytes can hold"
+                )
+            data = file.read(count)
+            if len(data) < count or file.read(1):  # the read at the end is what compares gzip's checksum
+                raise ValueError(
+                    f"{path}: the header says {count} values {shape}, the file holds "
+                    f"{len(data) if len(data) < count else 'more'}"
+                )
     except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path}: damaged gzip file ({error}); copy or download it again") from error
-    if len(data) < 4 or data[:3] != b"\0\0\x08":
         raise ValueError(
-            f"{path}: expected an IDX file of bytes, which begins with 00 00 08, got {data[:4].hex(' ') or 'no data'}"
-        )
-    rank = data[3]
-    if len(data) < 4 + 4 * rank:
-        raise ValueError(f"{path}: the IDX header is cut short")
-    shape = struct.unpack(f">{rank}I", data[4 : 4 + 4 * rank])
-    count = int(np.prod(shape, dtype=np.uint64))
-    if len(data) - 4 - 4 * rank != count:
-        raise ValueError(f"{path}: the header says {count} values {shape}, the file holds {len(data) - 4 - 4 * rank}")
-    return np.frombuffer(data, np.uint8, offset=4 + 4 * rank).reshape(shape)
+            f"{path}: damaged {'gzip ' if packed else ''}file ({error}); copy or download it again"
+        ) from error
+    return np.frombuffer(data, np.uint8).reshape(shape)
 
 
 def _mnist_part(folder: Path, part: str) -> tuple[np.ndarray, np.ndarray] | None:
     """Images [n, 28, 28] and labels [n] of one part, or None where neither file is there."""
     paths = []
     for what in (f"{part}-images-idx3-ubyte", f"{part}-labels-idx1-ubyte"):
-        found = [p for p in (folder / f"{what}.gz", folder / what) if p.is_file()]
+        found = [p for p in (folder / f"{what}.gz", folder / what) if p.exists()]
         paths.append(found[0] if found else None)
     if paths == [None, None]:
         return None
@@ -289,6 +310,31 @@ def _recordings(folder: Path) -> list[Path]:
     return files
 
 
+def _check_wav(path: Path, content: bytes) -> None:
+    """ValueError unless the chunks of a RIFF file account for all its bytes: a sound that is cut short is shorter.
+
+    Readers of sound files take what there is without a word.
+    """
+    problem = "it is no RIFF WAVE file"
+    if content[:4] == b"RIFF" and content[8:12] == b"WAVE":
+        size, at, found = int.from_bytes(content[4:8], "little") + 8, 12, []
+        problem = "" if size == len(content) else f"its header says {size} bytes, the file holds {len(content)}"
+        while not problem and at < size:
+            name, length = content[at : at + 4], int.from_bytes(content[at + 4 : at + 8], "little")
+            if at + 8 + length > size:
+                problem = f"its chunk {name!r} has {length} bytes, of which the file holds {max(size - at - 8, 0)}"
+            elif name == b"fmt " and length >= 16:
+                kind, channels, rate, speed, block, bits = struct.unpack("<HHIIHH", content[at + 8 : at + 24])
+                if kind not in (1, 3, 0xFFFE) or block * 8 != channels * bits or speed != rate * block:
+                    problem = f"its format contradicts itself (code {kind}, {channels} x {bits} bits in {block} bytes)"
+            found.append(name)
+            at += 8 + length + length % 2
+        if not problem and (found.count(b"fmt ") != 1 or found.count(b"data") != 1):
+            problem = f"it has the chunks {found[:5]}, not one 'fmt ' and one 'data'"
+    if problem:
+        raise ValueError(f"{path}: not a readable sound file ({problem}); copy or download it again")
+
+
 def _mfcc(path: Path, every: int, hop_length: int) -> tuple[np.ndarray, int]:
     """MFCCs [20 frames, 20 coefficients] of one recording, zero on the right, and how many frames are real."""
     import librosa
@@ -301,8 +347,8 @@ def _mfcc(path: Path, every: int, hop_length: int) -> tuple[np.ndarray, int]:
     if rate != RATE or wave.ndim != 1:
         channels = 1 if wave.ndim == 1 else wave.shape[1]
         raise ValueError(f"{path}: expected one channel at {RATE} Hz, got {channels} at {rate} Hz")
-    if not len(wave) or not np.isfinite(wave).all():
-        raise ValueError(f"{path}: expected samples that are finite numbers, got {len(wave)} samples")
+    if not len(wave) or not np.isfinite(wave).all() or np.abs(wave).max() > 1e6:
+        raise ValueError(f"{path}: expected samples that are finite numbers up to 1e6, got {len(wave)} samples")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="n_fft=")  # clips shorter than a window are padded
         rows = librosa.feature.mfcc(y=wave[::every], sr=RATE, n_mfcc=COEFFICIENTS, hop_length=hop_length).T
@@ -328,7 +374,11 @@ def _sounds(
         f"{_CACHE_VERSION}|{every}|{hop_length}|{FRAMES}|{COEFFICIENTS}|{version('librosa')}".encode()
     )
     for path in files:
-        content = path.read_bytes()
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise ValueError(f"{path}: not a readable sound file ({error}); copy or download it again") from error
+        _check_wav(path, content)
         digest.update(f"|{path.name}|{len(content)}|".encode() + content)
     store = cache_folder() / f"avmnist-mfcc-{digest.hexdigest()[:24]}.npz"
     if cache and (kept := _read_cache(store, len(files))) is not None:

@@ -18,6 +18,7 @@ padding. What is missing by nature stays so: a vector of zeros alone is not ``pr
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,8 @@ import numpy as np
 import torch
 
 from ..batch import MultimodalBatch, MultimodalDataset, stable_ids
-from ._shared import fingerprint
+from ..checks import shown
+from ._shared import fingerprint, plain_numbers, read_npy
 from .mmsa import _Frames, _measure, _scale
 from .pickles import safe_pickle_load
 
@@ -216,7 +218,10 @@ def transcripts(root: Path | str | None, corpus: str | None = None) -> dict[str,
     file = _read(_find(None if root is None else Path(root), corpus)[0], (), None)
     if file.sentences is None:
         raise ValueError(f"{file.path}: lacks the key 'sentence'")
-    return {video: [_text(s) for s in sentences] for video, sentences in file.sentences.items()}
+    return {
+        video: [_text(s) for s in _rows(file.path, video, "sentence", sentences)]
+        for video, sentences in file.sentences.items()
+    }
 
 
 # -- files ----------------------------------------------------------------------------------------------------------
@@ -342,6 +347,8 @@ def _read_labels(path: Path, content: list[Any], wanted: Sequence[str], features
 def _check_mapping(path: Path, key: str, value: Any) -> None:
     if not isinstance(value, Mapping):
         raise ValueError(f"{path}: {key!r}: expected a dict by video, got {type(value).__name__}")
+    if wrong := [name for name in value if not isinstance(name, (str, bytes, int))]:
+        raise ValueError(f"{path}: {key!r}: expected videos as names, got {shown(wrong[0])}")
 
 
 def _listed(path: Path, key: str, videos: Any) -> list[Any] | None:
@@ -349,9 +356,11 @@ def _listed(path: Path, key: str, videos: Any) -> list[Any] | None:
     if videos is None:
         return None
     if isinstance(videos, (set, frozenset)):
-        return sorted(videos, key=_text)
-    if not isinstance(videos, (list, tuple, np.ndarray)):
+        videos = sorted(videos, key=_text)
+    if not isinstance(videos, (list, tuple, np.ndarray)) or getattr(videos, "ndim", 1) == 0:
         raise ValueError(f"{path}: {key!r}: expected a list or set of videos, got {type(videos).__name__}")
+    if wrong := [video for video in videos if not isinstance(video, (str, bytes, int))]:
+        raise ValueError(f"{path}: {key!r}: expected names of videos, got {shown(wrong[0])}")
     return list(videos)
 
 
@@ -414,6 +423,8 @@ def _dialogue(file: _File, video: Any, wanted: Sequence[str], speakers: tuple[st
         raise ValueError(f"{path}: {name}: expected {n} speakers, one an utterance, got {len(said)}")
     if file.utterances is not None:
         ids = [_text(u) for u in _rows(path, name, "videoIDs", file.utterances.get(video, ()))]
+        if outside := [u for u in ids if u in ("", ".", "..") or "/" in u or "\\" in u or "\0" in u]:
+            raise ValueError(f"{path}: {name}: expected utterance ids that name files of a folder, got {outside[0]!r}")
         if len(ids) != n:
             raise ValueError(f"{path}: {name}: expected {n} utterance ids, one a label, got {len(ids)}")
     else:
@@ -451,15 +462,16 @@ def _rows(path: Path, video: str, key: str, values: Any) -> list[Any]:
 def _speaker(path: Path, utterance: str, said: Any, speakers: tuple[str, ...]) -> int:
     """The number of a speaker: by name, or of a one-hot vector."""
     if isinstance(said, (list, tuple, np.ndarray)):  # MELD's
-        hot = np.asarray(said)
-        if hot.dtype.kind in "biuf" and hot.ndim == 1 and hot.sum() == 1 and np.isin(hot, (0, 1)).all():
-            return int(hot.argmax())
+        with contextlib.suppress(TypeError):
+            hot = plain_numbers(said)
+            if hot.ndim == 1 and hot.sum() == 1 and np.isin(hot, (0, 1)).all():
+                return int(hot.argmax())
     name = _text(said)
     if name in speakers:
         return speakers.index(name)
     if name == "":  # MOSI's and MOSEI's only one
         return 0
-    raise ValueError(f"{path}: {utterance}: unknown speaker {said!r}; known are {', '.join(map(repr, speakers))}")
+    raise ValueError(f"{path}: {utterance}: unknown speaker {shown(said)}; known are {', '.join(map(repr, speakers))}")
 
 
 def _vector(path: Path, utterance: str, modality: str, values: Any, nan: str) -> np.ndarray | None:
@@ -467,9 +479,8 @@ def _vector(path: Path, utterance: str, modality: str, values: Any, nan: str) ->
     if values is None:
         return None
     try:
-        x = np.asarray(values)
-        x = x if x.dtype.kind in "biuf" else np.asarray(values, np.float64)
-    except (TypeError, ValueError) as error:
+        x = plain_numbers(values)
+    except TypeError as error:
         raise ValueError(f"{path}: {utterance}: {_KEYS[modality]!r}: expected a vector of numbers ({error})") from error
     if x.ndim == 2 and 1 in x.shape:
         x = x.reshape(-1)
@@ -513,12 +524,9 @@ def _read_features(folder: Path, utterance: str, speaker: str) -> np.ndarray | N
 
 
 def _load_npy(path: Path) -> np.ndarray:
-    try:
-        x = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError, SyntaxError) as error:
-        raise ValueError(f"{path}: not a whole .npy array of numbers ({error}); copy it again") from error
-    if not isinstance(x, np.ndarray) or x.dtype.kind not in "biuf":
-        raise ValueError(f"{path}: expected an array of numbers, got {getattr(x, 'dtype', type(x).__name__)}")
+    x = read_npy(path)
+    if x.dtype.kind not in "biuf" or not x.ndim:
+        raise ValueError(f"{path}: expected an array of numbers, got {x.dtype} {x.shape}")
     return x
 
 
@@ -551,7 +559,10 @@ def _targets(
     for split, some in dialogues.items():
         rows = []
         for d in some:
-            x = np.asarray(d.labels)
+            try:
+                x = plain_numbers(d.labels)
+            except TypeError as error:
+                raise ValueError(f"{file.path}: {d.name}: expected {len(d)} numbers as labels ({error})") from error
             x = x.reshape(-1) if x.size == len(d) else x
             if x.shape != (len(d),) or x.dtype.kind not in "iuf":
                 raise ValueError(f"{file.path}: {d.name}: expected {len(d)} numbers as labels, got {x.dtype} {x.shape}")

@@ -12,7 +12,9 @@ accuracy on the repeated set.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +22,7 @@ import numpy as np
 import torch
 
 from ..batch import MultimodalBatch, MultimodalDataset, stable_ids
-from ._shared import fingerprint, need_root
+from ._shared import fingerprint, need_root, read_npy
 
 __all__ = ["LAYOUT", "WIDTHS", "load"]
 
@@ -40,6 +42,9 @@ LAYOUT = """\
 _FOLDERS = {"audio": "A", "vision": "V", "language": "L"}
 _FILES = {"audio": "A/comparE.h5", "vision": "V/denseface.h5", "language": "L/bert_large.h5"}
 _STATISTICS = "A/comparE_mean_std.h5"
+_AMPLE = 64  # times a file's size that may come out of it: compressed frames, padded utterances
+_ALLOWED = 1 << 24  # and what any file may make
+_LARGEST = 1e30  # values beyond are no features, but bytes in another order
 _PARTS = {"train": "trn", "valid": "val", "test": "tst"}
 # How many utterances of each class the corpus has, all different: they tell the columns' order, which no file says.
 _CORPUS = {1103: "anger", 1636: "happiness", 1708: "neutral", 1084: "sadness"}
@@ -169,25 +174,10 @@ def _check_files(folder: Path, fold: int, arrays: bool, audio_norm: str | None) 
         raise FileNotFoundError(f"iemocap: {', '.join(missing)} not found in {folder}. Expected:\n{LAYOUT}")
 
 
-def _load_npy(path: Path, mmap: bool = False) -> np.ndarray:
-    """The array in a file; ValueError for anything that is not one. Pickles are refused, not read."""
-    try:
-        x = np.load(path, allow_pickle=False, mmap_mode="r" if mmap else None)
-    except (ValueError, OSError, EOFError, SyntaxError) as error:
-        if "pickle" in str(error) or "Python objects" in str(error):
-            raise ValueError(
-                f"{path}: refused to read pickled objects; expected an array of numbers or bytes"
-            ) from error
-        raise ValueError(f"{path}: not a whole .npy array ({error}); copy or download it again") from error
-    if not isinstance(x, np.ndarray):
-        raise ValueError(f"{path}: expected one array, got an archive")
-    return x
-
-
 def _read_target(folder: Path, part: str) -> tuple[list[str], np.ndarray]:
     """The utterance ids and the classes int64 [n] of one split."""
     path = folder / f"{part}_int2name.npy"
-    ids = _load_npy(path)
+    ids = read_npy(path)
     if ids.dtype.kind not in "SU" or not (ids.ndim == 1 or (ids.ndim == 2 and ids.shape[1] == 1)):
         raise ValueError(f"{path}: expected byte strings [n] or [n, 1], got {ids.dtype} {ids.shape}")
     if not ids.size:
@@ -199,8 +189,8 @@ def _read_target(folder: Path, part: str) -> tuple[list[str], np.ndarray]:
         raise ValueError(f"{path}: expected ids in UTF-8 ({error})") from error
 
     path = folder / f"{part}_label.npy"
-    labels = _load_npy(path)
-    if labels.dtype.kind not in "biuf" or len(labels) != len(names):
+    labels = read_npy(path)
+    if labels.dtype.kind not in "biuf" or labels.shape[:1] != (len(names),):
         raise ValueError(f"{path}: expected the classes of {len(names)} utterances, got {labels.dtype} {labels.shape}")
     if labels.shape == (len(names), CLASSES):
         wrong = ~(((labels == 0) | (labels == 1)).all(1) & (labels.sum(1) == 1))
@@ -235,22 +225,31 @@ def _check_ids(names: Mapping[str, Sequence[str]], folder: Path) -> None:
 
 def _read_h5(path: Path, names: Mapping[str, Sequence[str]], width: int, limit: int | None) -> dict[str, _Frames]:
     """One modality of all splits. The file is opened once and every utterance read once."""
-    import h5py
-
-    try:
-        with h5py.File(path, "r") as file:
-            there = set(file.keys())
-            read: dict[str, list[np.ndarray]] = {}
-            for split, ids in names.items():
-                if missing := [name for name in ids if name not in there]:
-                    raise ValueError(
-                        f"{path}: {len(missing)} of the {len(ids)} utterances of the {split} split have no features, "
-                        f"the first {', '.join(missing[:3])}"
-                    )
-                read[split] = [_read_utterance(path, file, name, width, limit) for name in ids]
-    except OSError as error:
-        raise ValueError(f"{path}: truncated, or not an HDF5 file ({error}); copy or download it again") from error
-    longest = max(1, *(len(x) for rows in read.values() for x in rows))
+    read: dict[str, list[np.ndarray]] = {}
+    with _opened(path) as file:
+        there = set(file.keys())
+        left = _AMPLE * path.stat().st_size + _ALLOWED
+        for split, ids in names.items():
+            if missing := [name for name in ids if name not in there]:
+                raise ValueError(
+                    f"{path}: {len(missing)} of the {len(ids)} utterances of the {split} split "
+                    f"({_PARTS[split]}_int2name.npy) have no features, the first {', '.join(missing[:3])}"
+                )
+            read[split] = []
+            for name in ids:
+                read[split].append(_read_utterance(path, file, name, width, limit, left))
+                left -= read[split][-1].nbytes
+    lengths = {split: [len(row) for row in rows] for split, rows in read.items()}
+    longest, frames = max(1, *map(max, lengths.values())), sum(map(sum, lengths.values()))
+    padded = longest * sum(map(len, lengths.values()))
+    if padded > _AMPLE * frames and padded * width * 4 > 1 << 30:
+        name = next(
+            name for split, ids in names.items() for name, n in zip(ids, lengths[split], strict=True) if n == longest
+        )
+        raise ValueError(
+            f"{path}: {name} has {longest} frames where the mean is {frames // len(there)}; to pad all to its length "
+            f"takes {padded * width >> 28} GiB. max_frames=... cuts it"
+        )
     result = {}
     for split in names:
         rows = read.pop(split)
@@ -261,26 +260,78 @@ def _read_h5(path: Path, names: Mapping[str, Sequence[str]], width: int, limit: 
     return result
 
 
-def _read_utterance(path: Path, file: Any, name: str, width: int, limit: int | None) -> np.ndarray:
-    """float32 [T, width] of one utterance."""
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """An HDF5 file, whose library's errors become a ValueError naming the file."""
+    import h5py
+
     try:
-        values = file[name]
-        shape, kind = getattr(values, "shape", None), getattr(getattr(values, "dtype", None), "kind", "")
-        if shape is None or len(shape) != 2 or shape[1] != width or kind not in "fiu":
-            found = "a group" if shape is None else f"{values.dtype} {shape}"
-            raise ValueError(f"{path}: expected frames [T, {width}] for {name}, got {found}")
-        x = values[()] if limit is None else values[:limit]
+        with h5py.File(path, "r") as file:
+            yield file
+    except (OSError, KeyError, RuntimeError, TypeError, OverflowError, MemoryError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: truncated, or not an HDF5 file ({error}); copy or download it again") from error
+    except ValueError as error:
+        if str(error).startswith(str(path)):
+            raise
+        raise ValueError(f"{path}: damaged HDF5 file ({error}); copy or download it again") from error
+
+
+def _stored(path: Path, group: Any, name: str, expected: str) -> Any:
+    """The data set of that name, if all its numbers are stored in this file: no link, no other file, no gaps.
+
+    HDF5 fills what was never written with zeros, and follows links into other files, without a word.
+    """
+    import h5py
+
+    try:
+        link, values = group.get(name, getlink=True), group[name]
     except (OSError, KeyError, RuntimeError) as error:
         raise ValueError(f"{path}: cannot read {name} ({error}); the file is damaged, copy it again") from error
-    x = x.astype(np.float32, copy=False)
+    if not isinstance(link, h5py.HardLink):
+        raise ValueError(f"{path}: {name} is a link ({type(link).__name__}); expected the numbers themselves")
+    if not isinstance(values, h5py.Dataset) or values.shape is None or values.dtype.kind not in "fiu":
+        found = "a group" if not isinstance(values, h5py.Dataset) else f"{values.dtype} {values.shape}"
+        raise ValueError(f"{path}: expected {expected} for {name}, got {found}")
+    if values.external or values.is_virtual:
+        raise ValueError(f"{path}: {name} lies in other files; expected the numbers themselves")
+    count = math.prod(values.shape)
+    if values.chunks:
+        whole = values.id.get_num_chunks() == math.prod(
+            -(-n // c) for n, c in zip(values.shape, values.chunks, strict=True)
+        )
+    else:
+        whole = values.id.get_storage_size() >= count * values.dtype.itemsize
+    if count and not whole:
+        raise ValueError(f"{path}: {name} declares {values.dtype} {values.shape}, but not all of it was ever written")
+    return values
+
+
+def _read_utterance(path: Path, file: Any, name: str, width: int, limit: int | None, left: int) -> np.ndarray:
+    """float32 [T, width] of one utterance, of at most ``left`` bytes."""
+    values = _stored(path, file, name, f"frames [T, {width}]")
+    if len(values.shape) != 2 or values.shape[1] != width:
+        raise ValueError(f"{path}: expected frames [T, {width}] for {name}, got {values.dtype} {values.shape}")
+    rows = len(values) if limit is None else min(limit, len(values))
+    if rows * width * 4 > left:
+        raise ValueError(
+            f"{path}: {name} declares {values.dtype} {values.shape}, more than {_AMPLE} times what the file can hold"
+        )
+    try:
+        x = values[:rows]
+    except (OSError, KeyError, RuntimeError) as error:
+        raise ValueError(f"{path}: cannot read {name} ({error}); the file is damaged, copy it again") from error
+    with np.errstate(over="ignore"):
+        x = x.astype(np.float32, copy=False)
     _check_finite(path, name, x)
     return x
 
 
 def _check_finite(path: Path, name: str, x: np.ndarray) -> None:
-    if not np.isfinite(x).all():
-        frame = int((~np.isfinite(x)).any(1).argmax())
-        raise ValueError(f"{path}: {name} has NaN or infinite values, the first in frame {frame}")
+    bad = ~(np.abs(x) < _LARGEST)
+    if bad.any():
+        frame, column = np.argwhere(bad)[0]
+        found = "NaN or infinite values" if not np.isfinite(x).all() else f"values as large as {x[frame, column]:g}"
+        raise ValueError(f"{path}: {name} has {found}, the first in frame {frame}")
 
 
 def _read_arrays(
@@ -289,12 +340,12 @@ def _read_arrays(
     """One modality of all splits, from one array a split; zeros at an utterance's end are padding."""
     read: dict[str, np.ndarray] = {}
     for split, path in paths.items():
-        x = _load_npy(path, mmap=True)
+        x = read_npy(path)
         n = len(names[split])
         if x.dtype.kind not in "fiu" or x.ndim != 3 or len(x) != n or x.shape[2] != width or not x.shape[1]:
             raise ValueError(f"{path}: expected frames [{n}, T, {width}], got {x.dtype} {x.shape}")
         read[split] = np.array(x[:, :limit], np.float32)  # a copy: the file may be read-only, or change
-        if bad := [i for i, row in enumerate(read[split]) if not np.isfinite(row).all()]:
+        if bad := [i for i, row in enumerate(read[split]) if not (np.abs(row) < _LARGEST).all()]:
             _check_finite(path, names[split][bad[0]], read[split][bad[0]])
     lengths = {split: _last_frame(x) for split, x in read.items()}
     longest = max(int(count.max()) for count in lengths.values())
@@ -324,20 +375,25 @@ def _read_statistics(path: Path, fold: int) -> tuple[np.ndarray, np.ndarray]:
     import h5py
 
     width, found = WIDTHS["audio"], {}
-    try:
-        with h5py.File(path, "r") as file:
-            if str(fold) not in file:
-                raise ValueError(f"{path}: expected the statistics of fold {fold}, got folds {sorted(file)}")
-            for key in ("mean", "std"):
-                if key not in file[str(fold)]:
-                    raise ValueError(f"{path}: fold {fold} lacks {key!r}")
-                found[key] = np.asarray(file[str(fold)][key][()], np.float32)
-    except OSError as error:
-        raise ValueError(f"{path}: truncated, or not an HDF5 file ({error}); copy or download it again") from error
+    with _opened(path) as file:
+        if str(fold) not in file:
+            raise ValueError(f"{path}: expected the statistics of fold {fold}, got folds {sorted(file)}")
+        if not isinstance(file.get(str(fold), getlink=True), h5py.HardLink) or not isinstance(
+            file[str(fold)], h5py.Group
+        ):
+            raise ValueError(f"{path}: expected the group of fold {fold}, got a link or a data set")
+        for key in ("mean", "std"):
+            if key not in file[str(fold)]:
+                raise ValueError(f"{path}: fold {fold} lacks {key!r}")
+            values = _stored(path, file[str(fold)], key, f"numbers [{width}]")
+            if values.shape != (width,):
+                raise ValueError(
+                    f"{path}: expected mean and std [{width}] of fold {fold}, got {values.shape} for {key}"
+                )
+            with np.errstate(over="ignore"):
+                found[key] = np.asarray(values[()], np.float32)
     mean, std = found["mean"], found["std"]
-    if mean.shape != (width,) or std.shape != (width,):
-        raise ValueError(f"{path}: expected mean and std [{width}] of fold {fold}, got {mean.shape} and {std.shape}")
-    if not (np.isfinite(mean).all() and np.isfinite(std).all() and (std > 0).all()):
+    if not ((np.abs(mean) < _LARGEST).all() and (std < _LARGEST).all() and (std > 0).all()):
         raise ValueError(f"{path}: expected finite means and positive standard deviations in fold {fold}")
     return mean, std
 

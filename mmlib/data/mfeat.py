@@ -23,6 +23,7 @@ VIEWS = {
     "zer": (47, "Zernike moments"),
     "mor": (6, "morphological features"),
 }
+_LARGEST = 1e30
 LAYOUT = """\
   root/mfeat/mfeat-{fou,fac,kar,pix,zer,mor}.csv
       a header row, the features (76, 216, 64, 240, 47 and 6 columns), the class 0-9 in the last column:
@@ -58,6 +59,11 @@ def load(
                 f"list the same digits in the same order. Expected:\n{LAYOUT}"
             )
     assert target is not None
+    counts = np.bincount(target, minlength=10)
+    if counts.min() < 3 or 0 < min(valid, test) * len(target) < 10:
+        raise ValueError(
+            f"{folder}: expected at least 3 digits of each class, and 10 in each split, got {counts.tolist()}"
+        )
     rows = stratified_split(target, valid, test, split_seed)
     info = {
         "name": "mfeat",
@@ -81,13 +87,21 @@ def _read(path: Path, width: int) -> tuple[np.ndarray, np.ndarray]:
     try:
         table = pd.read_csv(path)
         values = table.to_numpy(dtype=np.float64)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, ValueError) as error:
+    except (OSError, ValueError, TypeError, OverflowError) as error:  # pandas' own errors are ValueErrors
         raise ValueError(f"{path}: not a CSV file of numbers with a header ({error}). Expected:\n{LAYOUT}") from error
-    if values.ndim != 2 or values.shape[1] != width + 1 or not len(values):
-        raise ValueError(f"{path}: expected {width} features and the class, got a table {values.shape}")
-    if not np.isfinite(values).all():
-        row = int(np.argwhere(~np.isfinite(values))[0][0])
-        raise ValueError(f"{path}: expected finite numbers, got NaN or infinity in row {row}")
+    # With one field more in every row than in the header, pandas makes the first one the index
+    if values.shape[1] != width + 1 or not len(values) or not isinstance(table.index, pd.RangeIndex):
+        extra = "" if isinstance(table.index, pd.RangeIndex) else " and more fields in its rows than in its header"
+        raise ValueError(f"{path}: expected {width} features and the class, got a table {values.shape}{extra}")
+    if (kinds := set(table.dtypes.astype(str))) - {"int64", "float64"}:
+        raise ValueError(f"{path}: expected numbers, got columns of {', '.join(sorted(kinds))}")
+    bad = ~(np.abs(values) < _LARGEST)
+    if bad.any():
+        row, column = np.argwhere(bad)[0]
+        raise ValueError(
+            f"{path}: expected finite numbers, got NaN, infinity or others beyond {_LARGEST:g} in row {row}, column "
+            f"{column}"
+        )
     labels = values[:, -1]
     if (labels != np.round(labels)).any() or labels.min() < 0 or labels.max() > 9:
         raise ValueError(f"{path}: expected classes 0 to 9 in the last column, got {np.unique(labels)[:12].tolist()}")

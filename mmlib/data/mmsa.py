@@ -22,7 +22,8 @@ import numpy as np
 import torch
 
 from ..batch import MultimodalBatch, MultimodalDataset, stable_ids
-from ._shared import fingerprint
+from ..checks import shown
+from ._shared import fingerprint, plain_numbers
 from .pickles import safe_pickle_load
 
 __all__ = ["LAYOUT", "MODALITIES", "load", "transcripts"]
@@ -368,19 +369,10 @@ class _File:
 
     def array(self, split: str, key: str) -> np.ndarray:
         """Numbers of any shape, without a copy where they are an array already."""
-        values = self.take(split, key)
         try:
-            x = np.asarray(values)
-        except ValueError as error:
-            raise ValueError(f"{self.at(split, key)}: expected an array, got lists of unequal lengths") from error
-        if x.dtype == object:  # numbers that were stored one by one
-            try:
-                x = np.array(x.tolist(), np.float64)
-            except (ValueError, TypeError) as error:
-                raise ValueError(f"{self.at(split, key)}: expected numbers, got objects ({error})") from error
-        if x.dtype.kind not in "biuf":
-            raise ValueError(f"{self.at(split, key)}: expected numbers, got {x.dtype} {x.shape}")
-        return x
+            return plain_numbers(self.take(split, key))
+        except TypeError as error:
+            raise ValueError(f"{self.at(split, key)}: {error}") from error
 
     def _size(self, split: str) -> int:
         """The number of samples of a split, by its scores."""
@@ -391,13 +383,16 @@ class _File:
                 f"{self.path}: {split} lacks the key 'regression_labels' (or MulT's 'labels'); it has "
                 f"{', '.join(sorted(map(str, part)))}"
             )
-        size = len(part[key]) if np.ndim(part[key]) else 0
+        sized = isinstance(part[key], (list, tuple)) or (isinstance(part[key], np.ndarray) and part[key].ndim > 0)
+        size = len(part[key]) if sized else 0
         if not size:
             raise ValueError(f"{self.at(split, key)}: expected at least one sample, got none")
         return size
 
     def listed(self, split: str, key: str, n: int) -> list[Any]:
         values = self.take(split, key)
+        if not isinstance(values, (list, tuple, np.ndarray)) or (isinstance(values, np.ndarray) and not values.ndim):
+            raise ValueError(f"{self.at(split, key)}: expected {n} entries, one a sample, got {shown(values)}")
         values = values.tolist() if isinstance(values, np.ndarray) else list(values)
         if len(values) != n:
             raise ValueError(f"{self.at(split, key)}: expected {n} entries, one a sample, got {len(values)}")
@@ -411,6 +406,8 @@ class _File:
         times: dict[str, int] = {}
         for value in self.listed(split, "id", self.sizes[split]):
             pieces = value if isinstance(value, (list, tuple)) else [value]
+            if not pieces or not all(isinstance(p, (str, bytes, int, float, np.generic)) for p in pieces):
+                raise ValueError(f"{self.at(split, 'id')}: expected a name or number a sample, got {shown(value)}")
             key = "$_$".join(p.decode("utf-8", "replace") if isinstance(p, bytes) else str(p) for p in pieces)
             times[key] = times.get(key, 0) + 1
             names.append(f"{prefix}{key}" + (f"#{times[key]}" if times[key] > 1 else ""))
@@ -451,15 +448,17 @@ class _File:
             raise ValueError(
                 f"{at}: expected an attention mask of 0 and 1 in [:, 1], got {np.unique(mask)[:8].tolist()}"
             )
-        if not (np.isfinite(ids).all() and (ids == np.round(ids)).all() and (ids >= 0).all()):
-            raise ValueError(f"{at}: expected token ids, integers from 0, in [:, 0], got others, such as {ids.min():g}")
+        if not (np.isfinite(ids).all() and (ids == np.round(ids)).all() and (ids >= 0).all() and (ids < 1 << 31).all()):
+            raise ValueError(
+                f"{at}: expected token ids, integers from 0, in [:, 0], got {ids.min():g} to {ids.max():g}"
+            )
         return ids.astype(np.int64), mask.astype(bool)
 
     def lengths(self, split: str, key: str, some: np.ndarray) -> np.ndarray:
         """int64 [n] in [0, T]; ``some`` bool [n, T] tells the frames that are not zero."""
         at, (n, frames) = self.at(split, key), some.shape
         x = self.array(split, key)
-        x = x.reshape(len(x), -1)[:, 0] if x.ndim and x.size == len(x) else x
+        x = x.reshape(len(x), -1)[:, 0] if x.ndim and 0 < x.size == len(x) else x
         if x.ndim != 1 or len(x) < n:
             raise ValueError(f"{at}: expected {n} lengths, one a sample, got shape {x.shape}")
         # A list that is too long is cut, which is what reading it by sample does, if the frames bear it out.

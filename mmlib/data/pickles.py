@@ -372,13 +372,10 @@ class _Reader:
             found = f"{len(raw)} bytes" if hasattr(raw, "__len__") else f"a {type(raw).__name__}"
             raise _Refused(f"it has an array {shape} of {dtype} with {found}, expected {count * dtype.itemsize}")
         self._spend(len(raw))
-        x = (np.frombuffer(raw, dtype) if count else np.empty(0, dtype)).reshape(shape, order=order)  # type: ignore[call-overload]
-        if (dtype.kind == "b" and count and np.frombuffer(raw, np.uint8).max() > 1) or (
-            dtype.kind == "U"
-            and count
-            and np.frombuffer(raw, dtype.byteorder.replace("|", "=") + "u4").max() > 0x10FFFF
-        ):
+        flat = np.frombuffer(raw, dtype) if count else np.empty(0, dtype)
+        if meaningless(flat):
             raise _Refused(f"it has an array of {dtype} with values that are none")
+        x = flat.reshape(shape, order=order)  # type: ignore[call-overload]
         return x.copy("K")
 
     def _unknown(self, code: int) -> None:
@@ -506,6 +503,15 @@ _BY_NAME: dict[str, _Step] = {
 _STEPS: list[_Step | None] = [None] * 256
 for _op in pickletools.opcodes:
     _STEPS[ord(_op.code)] = _BY_NAME.get(_op.name)
+
+
+def meaningless(flat: np.ndarray) -> bool:
+    """Whether a flat array holds booleans that are neither 0 nor 1, or characters beyond Unicode's last."""
+    if not flat.size or flat.dtype.kind not in "bU":
+        return False
+    if flat.dtype.kind == "b":
+        return bool(flat.view(np.uint8).max() > 1)
+    return bool(flat.view(np.dtype("u4").newbyteorder(flat.dtype.byteorder)).max() > 0x10FFFF)
 
 
 def _check_tree(top: Any, size: int) -> None:

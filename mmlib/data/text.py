@@ -42,6 +42,9 @@ __all__ = ["encode", "leak", "load_encoder", "load_tokenizer", "tokenise", "with
 
 MAX_LENGTH = 50  # tokens of an utterance in MMSA's and LNLN's files
 _CACHE_VERSION = 1
+# Without any of them, transformers makes a tokenizer that knows the special tokens alone
+_VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "spm.model",
+                 "sentencepiece.bpe.model")  # fmt: skip
 
 
 def load_encoder(checkpoint: str | os.PathLike[str], download: bool = False) -> nn.Module:
@@ -54,10 +57,21 @@ def load_encoder(checkpoint: str | os.PathLike[str], download: bool = False) -> 
     """
     transformers = _transformers()
     with _reading(checkpoint, "model"):
-        model = transformers.AutoModel.from_pretrained(
-            _place(checkpoint), dtype=torch.float32, local_files_only=not download
+        model, found = transformers.AutoModel.from_pretrained(
+            _place(checkpoint), dtype=torch.float32, local_files_only=not download, output_loading_info=True
         )
     about = model.config
+    # Weights that are not in the file would stay random, and layers that config.json does not count be left out. The
+    # pooler and the heads of tasks are not used here.
+    missing = [name for name in found["missing_keys"] if "pooler" not in name]
+    ignored = [name for name in found["unexpected_keys"] if "layer." in name and name.partition(".")[0] != "cls"]
+    if wrong := sorted([*missing, *map(str, found["mismatched_keys"]), *ignored]):
+        raise ValueError(
+            f"checkpoint: the weights in {os.fspath(checkpoint)!r} are not those of its config.json: {len(wrong)} are "
+            f"missing, of another shape, or left over, such as {wrong[0]}"
+        )
+    if bad := [name for name, p in model.named_parameters() if not torch.isfinite(p).all()]:
+        raise ValueError(f"checkpoint: {os.fspath(checkpoint)!r} has NaN or infinite weights in {bad[0]}")
     if getattr(about, "is_encoder_decoder", False) or not isinstance(getattr(about, "hidden_size", None), int):
         raise ValueError(
             f"checkpoint: expected a BERT-style text encoder, got {about.model_type!r} in {os.fspath(checkpoint)!r}"
@@ -68,10 +82,22 @@ def load_encoder(checkpoint: str | os.PathLike[str], download: bool = False) -> 
 def load_tokenizer(checkpoint: str | os.PathLike[str], download: bool = False) -> Any:
     """The tokenizer of a checkpoint; errors as for `load_encoder`, and ValueError where it has no [UNK] or no ends."""
     with _reading(checkpoint, "tokenizer"):
+        folder = Path(_place(checkpoint))
+        if folder.is_dir() and not any((folder / name).is_file() for name in _VOCABULARIES):
+            raise ValueError(
+                f"checkpoint: {str(folder)!r} has no vocabulary, that is none of {', '.join(_VOCABULARIES)}"
+            )
         tokenizer = _transformers().AutoTokenizer.from_pretrained(_place(checkpoint), local_files_only=not download)
+        about = folder / "config.json"
+        size = int(json.loads(about.read_bytes())["vocab_size"]) if about.is_file() else None
     ids = {name: getattr(tokenizer, f"{name}_token_id", None) for name in ("unk", "cls", "sep", "pad")}
     if lacking := [name for name, value in ids.items() if value is None]:
         raise ValueError(f"checkpoint: the tokenizer of {os.fspath(checkpoint)!r} has no {', '.join(lacking)} token")
+    if size is not None and not size - 256 < len(tokenizer) <= size:  # vocabularies are filled up to round numbers
+        raise ValueError(
+            f"checkpoint: the tokenizer of {os.fspath(checkpoint)!r} has {len(tokenizer)} tokens, its config.json says "
+            f"{size}; the vocabulary is cut short, or another encoder's"
+        )
     return tokenizer
 
 

@@ -412,10 +412,10 @@ def test_bad_folders(tmp_path):
     sound = tmp_path / "features" / "wav2vec-large-c-UTT" / f"{V}_000.npy"
     good = sound.read_bytes()
     sound.write_bytes(good[:60])
-    with pytest.raises(ValueError, match=r"000.npy: not a whole .npy array of numbers"):
+    with pytest.raises(ValueError, match=r"000.npy: not a whole .npy array"):
         data.load("dialogue", path)
     np.save(sound, np.array([{}], dtype=object), allow_pickle=True)
-    with pytest.raises(ValueError, match=r"000.npy: not a whole .npy array of numbers"):
+    with pytest.raises(ValueError, match=r"000.npy: refused to read pickled objects"):
         data.load("dialogue", path)
     np.save(sound, np.array(["a"]))
     with pytest.raises(ValueError, match=r"000.npy: expected an array of numbers, got <U1"):

@@ -345,7 +345,8 @@ class TestBrokenFiles:
         with h5py.File(broken / FILES[modality], "a") as file:
             for name in gone:
                 del file[name]
-        match = rf"{FILES[modality]}: 2 of the 24 utterances of the train split .trn_int2name.npy. have no features, the first {gone[0]}, "
+        match = rf"{FILES[modality]}: 2 of the 24 utterances of the train split .trn_int2name.npy. have no features, "
+        match += rf"the first {gone[0]}, "
         with pytest.raises(ValueError, match=match + gone[1]):
             data.load("iemocap", broken)
 

@@ -48,6 +48,7 @@ __all__ = [
     "Text",
     "Whole",
     "as_tensor",
+    "check_all",
     "check_known",
     "check_options",
     "from_reading",
@@ -335,6 +336,12 @@ def check_options(config: Any) -> None:
     for field in dataclasses.fields(config):
         if (check := field.metadata.get("check")) is not None:
             check(field.name, getattr(config, field.name))
+
+
+def check_all(checks: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Call a check for each of some arguments; ``given`` is mostly ``locals()`` at a function's first line."""
+    for name, check in checks.items():
+        check(name, given[name])
 
 
 def from_reading(

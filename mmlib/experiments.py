@@ -34,6 +34,7 @@ import numpy as np
 import torch
 
 from .batch import MultimodalDataset
+from .checks import PATH, Flag, Function, Is, Maybe, Named, OneOf, Several, Text, Whole, check_known
 from .files import atomic_write
 from .training import TrainConfig, fit, predict, random_state
 
@@ -97,8 +98,8 @@ class Rows(list[dict[str, Any]]):
     """A run's rows, with the predictions that they were computed from: one array [n] a test condition."""
 
     def __init__(self, rows: Iterable[dict[str, Any]] = (), predictions: Mapping[str, np.ndarray] | None = None):
-        super().__init__(rows)
-        self.predictions = dict(predictions or {})
+        super().__init__(Several(Is("a dict", Mapping))("rows", list(rows) if isinstance(rows, Iterable) else rows))
+        self.predictions = dict(Maybe(Named(Is("an array", object), 0))("predictions", predictions) or {})
 
 
 def grid(**lists: Any) -> list[Config]:
@@ -109,28 +110,27 @@ def grid(**lists: Any) -> list[Config]:
 
 def config_hash(config: Mapping[str, Any]) -> str:
     """Sixteen hexadecimal digits that name a config; where it runs (`MACHINE`) does not count."""
+    Named(Is("a value", object), 0)("config, configs", config)
     return hashlib.sha256(_canonical(config).encode()).hexdigest()[:16]
 
 
 def _canonical(config: Mapping[str, Any]) -> str:
     """The config as JSON with sorted keys, without what belongs to the machine."""
-    if not isinstance(config, Mapping) or not all(isinstance(k, str) for k in config):
-        raise TypeError(f"configs: expected dicts with string keys, got {config!r:.100}")
     kept = {k: v for k, v in config.items() if k not in MACHINE}
     if folders := [text for text in _strings(kept) if PurePosixPath(text).is_absolute() or PureWindowsPath(text).drive]:
         raise ValueError(
-            f"configs: expected no absolute path but in data_root, since configs are stored; got {folders}"
+            f"config, configs: expected no absolute path but in data_root, since configs are stored; got {folders}"
         )
 
     def plain(value: Any) -> Any:
         if isinstance(value, (np.generic, torch.Tensor)):
             return value.tolist()
-        raise TypeError(f"configs: expected values that JSON can hold, got {value!r:.100} in {sorted(kept)}")
+        raise TypeError(f"config, configs: expected values that JSON can hold, got {value!r:.100} in {sorted(kept)}")
 
     try:
         return json.dumps(kept, sort_keys=True, default=plain, allow_nan=False)
     except ValueError as error:
-        raise ValueError(f"configs: expected finite numbers ({error})") from None
+        raise ValueError(f"config, configs: expected finite numbers ({error})") from None
 
 
 def _strings(value: Any) -> Iterator[str]:
@@ -155,19 +155,20 @@ def load_rows(path: str | Path, configs: Sequence[Config] | None = None) -> pd.D
     Raises ValueError, which names the file and the line, for a file of another schema, for a value that is no number,
     and for a run that lost a row, has one twice or one that was edited.
     """
-    stored = _read(Path(path))
+    stored = _read(Path(PATH("path", path)))
     keys = list(stored) if configs is None else _keys(configs)
     return _frame([row for key in keys for row in stored.get(key, ())])
 
 
 def missing_rows(path: str | Path, configs: Sequence[Config]) -> list[Config]:
     """The configs that the results file does not have yet."""
-    stored = _read(Path(path))
+    stored = _read(Path(PATH("path", path)))
     return [config for key, config in zip(_keys(configs), configs, strict=True) if key not in stored]
 
 
 def not_run(path: str | Path, configs: Sequence[Config], command: str) -> str:
     """A sentence for a page: how many of the runs are not there, and the command that fills them in; "" if all are."""
+    Text("command", command)
     missing = len(missing_rows(path, configs))
     return f"{missing} of {len(configs)} runs not run; `{command}` fills them in" if missing else ""
 
@@ -178,6 +179,7 @@ def predictions(path: str | Path, config: Mapping[str, Any] | str) -> dict[str, 
     Classes are int16, scores float32; a sample that a condition leaves empty is -1 or NaN. Raises FileNotFoundError
     where none are stored, ValueError for what is no hash and for a file that cannot be read, which it names.
     """
+    PATH("path", path)
     key = config if isinstance(config, str) else config_hash(config)
     if not re.fullmatch("[0-9a-f]{16}", key):
         raise ValueError(f"config: expected a config, or the 16 hexadecimal digits of its hash, got {key!r:.100}")
@@ -196,7 +198,8 @@ def _predictions_file(path: Path, key: str) -> Path:
 
 
 def _keys(configs: Sequence[Config]) -> list[str]:
-    return list(dict.fromkeys(config_hash(c) for c in configs)) if configs else []
+    Several(Is("a config", Mapping))("configs", configs)
+    return list(dict.fromkeys(config_hash(c) for c in configs))
 
 
 def _read(path: Path) -> dict[str, list[dict[str, str]]]:
@@ -347,11 +350,16 @@ def load_or_run(
     what finished is stored, then RuntimeError names the failed ones. Raises ValueError
     for a results file of another schema or experiment, OSError when the disk is full; what was stored stays.
     """
-    path = Path(path)
+    path = Path(PATH("path", path))
+    Maybe(Function("a function config -> rows"))("run", run)
+    Whole(1)("workers", workers)
+    OneOf("loky", "multiprocessing", "threading", "sequential", "dask")("backend", backend)
+    Whole(1)("threads", threads)
+    Maybe(Text)("experiment", experiment)
+    Text("command", command)
+    Flag()("progress", progress)
     run = run or train_and_score
     experiment = experiment or path.stem
-    if not isinstance(workers, int) or workers < 1:
-        raise ValueError(f"workers: expected an integer of at least 1, got {workers!r}")
     if "\n" in command or "\n" in experiment:
         raise ValueError("command, experiment: expected a single line")
     keys = _keys(configs)
@@ -871,9 +879,10 @@ def train_and_score(config: Config) -> Rows:
 
     Raises ValueError for an unknown entry or name, listing the known ones.
     """
-    if unknown := sorted(set(config) - set(DEFAULTS)):
-        raise ValueError(f"config: unknown entries {unknown}; known are {sorted(DEFAULTS)}")
+    check_known("config", Named(Is("an entry", object), 0)("config", config), sorted(DEFAULTS), "entries")
     given = {**DEFAULTS, **config}
+    for name in ("train", "data_options", "backbone_options"):
+        Named(Is("an option", object), 0)(name, given[name])
     for name, known in (("backbone", BACKBONES), ("method", METHODS)):
         if given[name] not in known:
             raise ValueError(f"{name}: expected one of {sorted(known)}, got {given[name]!r}")
@@ -958,7 +967,7 @@ def _plan(given: Any, seed: int) -> MissingPlan | None:
 def subsets(modalities: Sequence[str]) -> dict[str, list[str]]:
     """Every non-empty subset of the modalities by its name, such as "image+audio"; all of them last."""
     found = {}
-    for size in range(1, len(modalities) + 1):
+    for size in range(1, len(Several(Text, 1)("modalities", modalities)) + 1):
         for names in itertools.combinations(modalities, size):
             found["+".join(names)] = list(names)
     return found

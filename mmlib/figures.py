@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from .checks import Is, Maybe, Named, OneOf, Several, Text, Whole, shown
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -94,6 +96,9 @@ SIZES: dict[str, tuple[float, float]] = {
 }
 
 
+NAMES = Several(Text)
+
+
 def use_style() -> None:
     """Set matplotlib's defaults for the book: white opaque paper, 110 dots an inch, quiet axes, our colour cycle."""
     import matplotlib as mpl
@@ -147,8 +152,9 @@ def figure(size: str = "normal", rows: int = 1, columns: int = 1, **options: Any
     """
     import matplotlib.pyplot as plt
 
-    if size not in SIZES:
-        raise ValueError(f"size: expected one of {list(SIZES)}, got {size!r}")
+    OneOf(*SIZES)("size", size)
+    Whole(1)("rows", rows)
+    Whole(1)("columns", columns)
     return plt.subplots(rows, columns, figsize=SIZES[size], **options)
 
 
@@ -159,7 +165,7 @@ def _place(name: str) -> int:
 
 def colour(name: str) -> str:
     """The colour (hex) of a modality or method, in any case; any other name gets one of `PALETTE` by its hash."""
-    key = name.strip().lower().replace("_", " ")
+    key = Text("name", name).strip().lower().replace("_", " ")
     if key in METHOD_COLOURS:
         return METHOD_COLOURS[key]
     return MODALITY_COLOURS.get(key, PALETTE[_place(key) % len(PALETTE)])
@@ -179,10 +185,16 @@ def _axes(ax: Axes | None, size: str = "normal") -> Axes:
     return cast("Axes", figure(size)[1]) if ax is None else ax
 
 
-def _array(values: Any) -> np.ndarray:
-    if hasattr(values, "detach"):
-        values = values.detach().cpu().numpy()
-    return np.asarray(values)
+def _array(name: str, values: Any) -> np.ndarray:
+    """An array of numbers; None among them is NaN."""
+    try:
+        x = np.asarray(values.detach().cpu().numpy() if hasattr(values, "detach") else values)
+        numbers = x.astype(float) if x.dtype.kind == "O" else x
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name}: expected an array of numbers, got {shown(values)}") from error
+    if numbers.dtype.kind not in "fiub" or values is None:
+        raise TypeError(f"{name}: expected an array of numbers, got {shown(values)}")
+    return numbers
 
 
 def _mix(shade: str, weight: float) -> tuple[float, float, float]:
@@ -211,7 +223,8 @@ def presence_grid(
     """
     from matplotlib.ticker import MaxNLocator
 
-    mask = _array(present).astype(bool)
+    mask = _array("present", present).astype(bool)
+    Maybe(NAMES)("modalities", modalities)
     if mask.ndim != 2:
         raise ValueError(f"present: expected two axes, samples and modalities or frames, got shape {mask.shape}")
     n, columns = mask.shape
@@ -226,7 +239,7 @@ def presence_grid(
     if valid is not None:
         import matplotlib.pyplot as plt
 
-        padding = ~_array(valid).astype(bool)
+        padding = ~_array("valid", valid).astype(bool)
         if padding.shape != mask.shape:
             raise ValueError(f"valid: expected shape {mask.shape}, got {padding.shape}")
         with plt.rc_context({"hatch.linewidth": 0.5, "hatch.color": GREY}):
@@ -268,10 +281,13 @@ def bars(
     NaN draws no bar but the words ``hole``. ``chance`` draws a dotted line; ``labels`` prints the heights. Raises
     ValueError where a series has not one score a group.
     """
+    Named(Is("numbers", object), 0)("scores", scores)
+    NAMES("groups", groups)
+    Maybe(Named(Is("pairs", object), 0))("intervals", intervals)
     ax = _axes(ax)
     width = 0.82 / max(len(scores), 1)
     for i, (series, heights) in enumerate(scores.items()):
-        y = _array(heights).astype(float)
+        y = _array(f"scores[{series!r}]", heights).astype(float)
         if y.shape != (len(groups),):
             raise ValueError(f"scores[{series!r}]: expected {len(groups)} values, one a group, got shape {y.shape}")
         x = np.arange(len(groups)) + (i - (len(scores) - 1) / 2) * width
@@ -279,7 +295,7 @@ def bars(
         ax.bar(x, np.nan_to_num(y), width * 0.9, color=tint, label=series)
         top = y
         if intervals is not None and series in intervals:
-            ends = _array(intervals[series]).astype(float)
+            ends = _array(f"intervals[{series!r}]", intervals[series]).astype(float)
             if ends.shape != (len(groups), 2):
                 raise ValueError(f"intervals[{series!r}]: expected {len(groups)} pairs, got shape {ends.shape}")
             whiskers = np.abs(np.nan_to_num(np.stack([y - ends[:, 0], ends[:, 1] - y])))
@@ -338,16 +354,19 @@ def band(
 
     Call it once a series with the same ``ax``; add ``ax.legend()`` at the end.
     """
+    places, line = _array("x", x).astype(float), _array("mean", mean)
+    ends = [_array(what, given).astype(float) for what, given in (("low", low), ("high", high)) if given is not None]
+    if places.ndim != 1 or any(y.shape != places.shape for y in (line, *ends)):
+        raise ValueError(f"x, mean, low, high: expected as many numbers each, got shapes {places.shape}, {line.shape}")
     ax = _axes(ax)
     tint = shade or colour(name)
     order = PALETTE.index(tint) if tint in PALETTE else _order(name)
     style = cast("Any", _DASHES[order % len(_DASHES)])
-    places = _array(x).astype(float)
-    ax.plot(places, _array(mean), color=tint, marker=_MARKERS[order % len(_MARKERS)], ls=style, label=name or None)
+    ax.plot(places, line, color=tint, marker=_MARKERS[order % len(_MARKERS)], ls=style, label=name or None)
     if (low is None) != (high is None):
         raise ValueError("low, high: expected both ends of the band or neither")
     if low is not None and high is not None:
-        ax.fill_between(places, _array(low).astype(float), _array(high).astype(float), color=tint, alpha=0.18, lw=0)
+        ax.fill_between(places, ends[0], ends[1], color=tint, alpha=0.18, lw=0)
     ax.grid(True)
     if xlabel:
         ax.set_xlabel(xlabel)
@@ -374,7 +393,10 @@ def loss_curve(
 
     Raises ValueError for an empty history or an unknown key.
     """
-    epochs = list(getattr(history, "epochs", history))
+    epochs = getattr(history, "epochs", history)
+    if not isinstance(epochs, (list, tuple)) or not all(isinstance(epoch, Mapping) for epoch in epochs):
+        raise TypeError(f"history: expected a History or a list of dicts, got {shown(history)}")
+    Maybe(NAMES)("keys", keys)
     if not epochs:
         raise ValueError("history: expected at least one epoch")
     numbers = [k for k, v in epochs[-1].items() if isinstance(v, (int, float)) and k not in ("epoch", "seconds")]
@@ -413,7 +435,9 @@ def heat_map(
     annotate: bool = True,
 ) -> Axes:
     """A matrix [len(rows), len(columns)] with its numbers printed in it; NaN cells are white and say "not run"."""
-    matrix = _array(values).astype(float)
+    matrix = _array("values", values).astype(float)
+    NAMES("rows", rows)
+    NAMES("columns", columns)
     if matrix.shape != (len(rows), len(columns)):
         raise ValueError(f"values: expected shape {(len(rows), len(columns))}, got {matrix.shape}")
     ax = _axes(ax)
@@ -446,7 +470,7 @@ def picture(
 
     A sequence [T, D] is drawn with time to the right when ``frames`` is set. Raises ValueError for other shapes.
     """
-    x = _array(values)
+    x = _array("values", values)
     if x.ndim == 1:
         x = x[None]
     if x.ndim == 3:
@@ -482,6 +506,8 @@ def boxes(
     """
     from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
+    Named(Several(Is("a number or a text", int, float, str), 3, 3))("nodes", nodes)
+    arrows = list(Several(Several(Text, 2, 3))("arrows", list(arrows) if isinstance(arrows, Iterable) else arrows))
     ax = _axes(ax, "wide")
     for name, (x, y, text) in nodes.items():
         known = name.lower() in MODALITY_COLOURS
@@ -536,17 +562,20 @@ def reliability(
     The arguments are what `mmlib.metrics.reliability_bins` returns; bins with fewer than ``least`` samples are left
     out, and discs show the others' shares of all samples.
     """
+    Whole(0)("least", least)
+    x, y = _array("confidence", confidence).astype(float), _array("accuracy", accuracy).astype(float)
+    size = None if count is None else _array("count", count).astype(float)
+    if x.ndim != 1 or x.shape != y.shape or (size is not None and size.shape != x.shape):
+        raise ValueError(f"confidence, accuracy, count: expected as many numbers each, got {x.shape} and {y.shape}")
     ax = _axes(ax, "square")
     if not ax.lines:
         ax.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1.3, label="calibrated")
-    x, y = _array(confidence).astype(float), _array(accuracy).astype(float)
     keep = np.isfinite(x) & np.isfinite(y)
-    if count is not None:
-        keep &= _array(count) >= least
+    if size is not None:
+        keep &= size >= least
     tint = colour(name)
     ax.plot(x[keep], y[keep], color=tint, marker=marker(name), label=name or None)
-    if count is not None:
-        size = _array(count).astype(float)
+    if size is not None:
         share = size[keep] / max(size.sum(), 1)
         ax.scatter(x[keep], y[keep], s=20 + 500 * share, color=tint, alpha=0.3, lw=0)
     ax.set_xlim(0, 1.03)

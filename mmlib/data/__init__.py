@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from ..batch import MultimodalDataset
+from ..checks import OneOf
 from . import avmnist, conversations, dialogue, digits, iemocap, mfeat, mmsa, synthetic, text
-from ._shared import fingerprint
+from ._shared import ROOT, fingerprint
 from .pickles import safe_pickle_load
 
 __all__ = [
@@ -54,9 +55,7 @@ def names() -> tuple[str, ...]:
 
 
 def _loader(name: str) -> Callable[..., dict[str, MultimodalDataset]]:
-    if name not in _SOURCES:
-        raise ValueError(f"name: expected one of {', '.join(_SOURCES)}, got {name!r}")
-    return _SOURCES[name]
+    return _SOURCES[OneOf(*_SOURCES)("name", name)]
 
 
 def options(name: str) -> dict[str, Any]:
@@ -78,6 +77,7 @@ def load(name: str, root: str | os.PathLike[str] | None = None, **options: Any) 
     TypeError for an unknown option, FileNotFoundError with the expected layout where files are missing.
     """
     loader = _loader(name)
+    ROOT("root", root)
     parameters = inspect.signature(loader).parameters
     known = [key for key in parameters if key != "root"]
     if unknown := sorted(set(options) - set(known)):

@@ -12,12 +12,25 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ..batch import MultimodalBatch, MultimodalDataset
+from ..batch import BATCH, DATASET, MultimodalBatch, MultimodalDataset
+from ..checks import PATH, Either, Maybe, Named, Number, OneOf, Several, Whole
 from .pickles import meaningless
+
+ROOT = Maybe(PATH)
+SEED = Whole(0, below=2**32)
+SHARE = Number(above=0, below=1)
+SIZES = Several(Whole(1), 3, 3)  # samples of train, valid and test
+FRAMES = Maybe(Either(Whole(1), Named(Maybe(Whole(1)))))  # the most that are kept
+
+
+def some_of(*names: str) -> Either:
+    """A check for one of some modalities, or for a list of them."""
+    return Either(OneOf(*names), Several(OneOf(*names), 1))
 
 
 def fingerprint(dataset: MultimodalDataset | MultimodalBatch) -> str:
     """16 hexadecimal digits that change with any value, mask, target, id or modality name, also of ``complete``."""
+    Either(DATASET, BATCH)("dataset", dataset)
     data = dataset.data if isinstance(dataset, MultimodalDataset) else dataset
     digest = hashlib.sha256()
 
@@ -46,8 +59,7 @@ def stratified_split(labels: np.ndarray, valid: float, test: float, seed: int) -
     from sklearn.model_selection import train_test_split
 
     for what, share in (("valid", valid), ("test", test)):
-        if not 0 < share < 1:
-            raise ValueError(f"{what}: expected a share of the samples in (0, 1), got {share}")
+        SHARE(what, share)
     if valid + test >= 1:
         raise ValueError(f"valid, test: expected shares that leave training samples, got {valid} + {test}")
     rows = np.arange(len(labels))

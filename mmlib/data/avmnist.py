@@ -32,9 +32,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..batch import MultimodalDataset
+from ..batch import DATASET, MultimodalDataset
+from ..checks import PATH, Flag, Maybe, OneOf, Whole, check_all
 from ..files import atomic_write
-from ._shared import fingerprint, need_root
+from ._shared import ROOT, SEED, fingerprint, need_root
 
 __all__ = ["LAYOUT", "PER_CLASS_COUNTS", "SPEAKERS", "cache_folder", "load", "read_idx", "sound_for_first"]
 
@@ -54,6 +55,22 @@ LAYOUT = """\
 """
 _PARTS = {"train": "train", "test": "t10k"}
 _CACHE_VERSION = 1
+
+
+OPTIONS = {
+    "root": ROOT,
+    "preset": OneOf("default", "smil"),
+    "split_seed": SEED,
+    "held_out": Whole(),
+    "image_order": OneOf("shuffled", "file"),
+    "scaling": OneOf("release", "train"),
+    "mark_padding": Flag(),
+    "every": Whole(1),
+    "hop_length": Whole(1),
+    "workers": Maybe(Whole(1)),
+    "cache": Flag(),
+    "progress": Maybe(Flag()),
+}
 
 
 def load(
@@ -91,18 +108,10 @@ def load(
     ``extras`` has, per sample, ``speaker`` (0 jackson, 1 nicolas, 2 theo), ``take`` and ``frames``. Raises
     FileNotFoundError and ValueError that name the file and the expected layout.
     """
-    if preset not in ("default", "smil"):
-        raise ValueError(f"preset: expected 'default' or 'smil', got {preset!r}")
-    if image_order not in ("shuffled", "file"):
-        raise ValueError(f"image_order: expected 'shuffled' or 'file', got {image_order!r}")
-    if scaling not in ("release", "train"):
-        raise ValueError(f"scaling: expected 'release' or 'train', got {scaling!r}")
+    check_all(OPTIONS, locals())
     per_speaker = TAKES - TEST_TAKES
     if preset == "default" and (held_out % 3 or not 3 <= held_out < 3 * per_speaker):
         raise ValueError(f"held_out: expected a multiple of 3 from 3 to {3 * per_speaker - 3}, got {held_out}")
-    for what, value in (("every", every), ("hop_length", hop_length)):
-        if value < 1:
-            raise ValueError(f"{what}: expected a positive integer, got {value}")
     root = need_root(root, "avmnist", LAYOUT)
     files = _recordings(root / "fsdd" / "recordings")
     train_images, test_images, origin = _images(root / "mnist", image_order)
@@ -173,10 +182,10 @@ def sound_for_first(train: MultimodalDataset, per_class: int) -> Tensor:
     ``train.drop(present=sound_for_first(train, 21))``. Raises ValueError where a class has fewer pairs, or for a count
     that the three speakers cannot share equally.
     """
-    data = train.data
+    data = DATASET("train", train).data
     if "audio" not in data.features or not {"speaker", "take"} <= set(data.extras) or data.target is None:
         raise ValueError("train: expected a split of avmnist with audio, speaker and take")
-    if per_class % 3 or per_class < 0:
+    if Whole(0)("per_class", per_class) % 3:
         raise ValueError(f"per_class: expected a multiple of 3 from 0, got {per_class}")
     group = data.target * len(SPEAKERS) + data.extras["speaker"]
     key = group * TAKES + data.extras["take"]
@@ -206,6 +215,7 @@ def read_idx(path: Path) -> np.ndarray:
 
     No more is unpacked than the header declares, and no more declared than gzip could hold in the file.
     """
+    path = Path(PATH("path", path))
     packed = path.suffix == ".gz"
     try:
         with gzip.open(path) if packed else path.open("rb") as file:

@@ -25,8 +25,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..batch import MultimodalBatch, MultimodalDataset, stable_ids
-from ._shared import fingerprint
+from ..batch import BATCH, DATASET, MultimodalBatch, MultimodalDataset, stable_ids
+from ..checks import Either, Is, Maybe, Named, Number, OneOf, Several, Text, Whole, check_all, check_known
+from ._shared import SEED, SHARE, SIZES, fingerprint
 
 __all__ = ["CONTEXTS", "Truth", "bayes", "bayes_score", "bayes_scores", "load", "log_likelihood", "truth"]
 
@@ -72,6 +73,19 @@ class Truth:
         return table + (1 - table.sum(-1, keepdims=True)) * np.array(self.prior)
 
 
+CHANCE = Number(0, 1)
+OPTIONS = {
+    "strength": Maybe(Named(Number(0))),
+    "prior": Several(SHARE, 2),
+    "inertia": CHANCE,
+    "influence": CHANCE,
+    "turn": CHANCE,
+    "lengths": Several(Whole(1), 2, 2),
+    "sizes": SIZES,
+    "split_seed": SEED,
+}
+
+
 def load(
     strength: Mapping[str, float] | None = None,
     widths: int | Mapping[str, int] | None = None,
@@ -102,9 +116,8 @@ def load(
     ``extras["speaker"]`` int64 [B, U] who speaks. ``info["truth"]`` says how the data were made (see `truth`). Raises
     ValueError naming the argument.
     """
+    check_all(OPTIONS, locals())
     made = _design(strength, widths, prior, inertia, influence, turn, lengths, split_seed)
-    if len(sizes) != 3 or min(sizes) < 1:
-        raise ValueError(f"sizes: expected three positive integers for train, valid and test, got {tuple(sizes)}")
     K = len(made.prior)
     info = {
         "name": "conversations",
@@ -131,6 +144,7 @@ def load(
 def truth(dataset: MultimodalDataset | Mapping[str, Any]) -> Truth:
     """How a split was made, from its ``info``; ValueError for data of another source."""
     info = dataset.info if isinstance(dataset, MultimodalDataset) else dataset
+    Is("a MultimodalDataset, or the info of one", Mapping)("dataset", info)
     if "prototypes" not in info.get("truth", ()):
         raise ValueError(f"dataset: expected generated conversations, got {info.get('name')!r}")
     return Truth(**{key: _tuples(value) for key, value in info["truth"].items()})
@@ -138,9 +152,10 @@ def truth(dataset: MultimodalDataset | Mapping[str, Any]) -> Truth:
 
 def log_likelihood(made: Truth, data: MultimodalBatch | MultimodalDataset) -> Tensor:
     """log p(what is observed of an utterance | emotion) up to a constant, float64 [B, U, K]; 0 where nothing is."""
+    Is("a Truth", Truth)("made", made)
+    Either(DATASET, BATCH)("data", data)
     batch = data.data if isinstance(data, MultimodalDataset) else data
-    if unknown := set(batch.modalities) - set(made.modalities):
-        raise ValueError(f"data: unknown modalities {sorted(unknown)}; the truth has {list(made.modalities)}")
+    check_known("data", batch.modalities, made.modalities)
     total = torch.zeros(*batch.shape, len(made.prior), dtype=torch.float64, device=batch.device)
     for m, x in batch.features.items():
         means = torch.as_tensor(made.means(m), device=batch.device)
@@ -155,7 +170,8 @@ def bayes(dataset: MultimodalDataset, context: str = "dialogue") -> Tensor:
     No predictor beats its argmax in accuracy that sees the same "utterance" alone, the utterance and its "past", or the
     whole "dialogue".
     """
-    made = truth(dataset)
+    made = truth(DATASET("dataset", dataset))
+    OneOf(*CONTEXTS)("context", context)
     return _posterior(made, dataset.data, context).clamp_min(1e-300).log()
 
 
@@ -172,12 +188,14 @@ def bayes_score(
         whether it was right, which has the same mean and less noise; the standard error is over dialogues. An empty
         list gives the score of knowing nothing but who speaks.
     """
+    Either(Is("a Truth", Truth), DATASET)("made", made)
+    Maybe(Several(Text))("modalities", modalities)
+    OneOf(*CONTEXTS)("context", context)
+    Whole(2)("samples", samples)
+    SEED("seed", seed)
     made = made if isinstance(made, Truth) else truth(made)
     known = made.modalities if modalities is None else tuple(modalities)
-    if unknown := set(known) - set(made.modalities):
-        raise ValueError(f"modalities: unknown {sorted(unknown)}; known are {list(made.modalities)}")
-    if samples < 2:
-        raise ValueError(f"samples: expected at least two dialogues, got {samples}")
+    check_known("modalities", known, made.modalities)
     batch = _simulate(made, samples, np.random.default_rng([seed, 99]))
     batch = batch.drop(present=torch.tensor([m in known for m in made.modalities]))
     best = _posterior(made, batch, context).amax(-1)
@@ -220,16 +238,11 @@ def _design(
 ) -> Truth:
     """The checked arguments of `load` as a Truth."""
     loud = dict(_STRENGTH if strength is None else strength)
-    if not loud or not all(0 <= v < float("inf") for v in loud.values()):
-        raise ValueError(f"strength: expected numbers from 0 for at least one modality, got {strength!r}")
-    if len(prior) < 2 or not all(0 < p < 1 for p in prior) or abs(sum(prior) - 1) > 1e-9:
+    if abs(sum(prior) - 1) > 1e-9:
         raise ValueError(f"prior: expected at least two probabilities that sum to 1, got {tuple(prior)}")
-    for what, value in (("inertia", inertia), ("influence", influence), ("turn", turn)):
-        if not 0 <= value <= 1:
-            raise ValueError(f"{what}: expected a probability in [0, 1], got {value}")
     if inertia + influence > 1:
         raise ValueError(f"inertia, influence: expected a sum of at most 1, got {inertia} + {influence}")
-    if len(lengths) != 2 or not 1 <= lengths[0] <= lengths[1]:
+    if lengths[0] > lengths[1]:
         raise ValueError(f"lengths: expected the fewest and the most utterances, from 1, got {tuple(lengths)}")
     if isinstance(widths, Mapping):
         if set(widths) != set(loud):
@@ -241,8 +254,7 @@ def _design(
     generator = np.random.default_rng([seed, 3])
     prototypes = []
     for m, width in size.items():
-        if isinstance(width, bool) or not isinstance(width, int) or width < K:
-            raise ValueError(f"widths: expected integers from the number of emotions, {K}, got {width!r} for {m!r}")
+        Whole(K)(f"widths[{m!r}]", width)  # at least the number of emotions
         axes, _ = np.linalg.qr(generator.standard_normal((width, K)))
         prototypes.append(_tuples(axes.T.tolist()))
     return Truth(

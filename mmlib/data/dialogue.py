@@ -28,8 +28,8 @@ import numpy as np
 import torch
 
 from ..batch import MultimodalBatch, MultimodalDataset, stable_ids
-from ..checks import shown
-from ._shared import fingerprint, plain_numbers, read_npy
+from ..checks import PATH, Flag, Maybe, Named, OneOf, Several, Text, Whole, check_all, shown
+from ._shared import ROOT, SEED, SHARE, fingerprint, plain_numbers, read_npy, some_of
 from .mmsa import _Frames, _measure, _scale
 from .pickles import safe_pickle_load
 
@@ -95,6 +95,20 @@ LAYOUT = """\
 """
 
 
+OPTIONS = {
+    "root": ROOT,
+    "corpus": Maybe(OneOf(*_CORPORA)),
+    "modalities": some_of(*MODALITIES),
+    "features": Maybe(Named(PATH)),
+    "standardised": Flag(),
+    "speakers": Several(Text, 1),
+    "valid": SHARE,
+    "session": Maybe(Whole(1, 5)),
+    "split_seed": SEED,
+    "nan": OneOf("error", "drop"),
+}
+
+
 def load(
     root: Path | None,
     corpus: str | None = None,
@@ -130,19 +144,12 @@ def load(
     utterances, an unknown speaker, vectors of another width, NaN and infinity, labels out of range, a modality that
     train lacks, and pickles that are truncated or ask for anything but arrays and containers.
     """
-    if corpus is not None and corpus not in _CORPORA:
-        raise ValueError(f"corpus: expected one of {', '.join(_CORPORA)} or None, got {corpus!r}")
+    check_all(OPTIONS, locals())
     wanted = (modalities,) if isinstance(modalities, str) else tuple(modalities)
-    if not wanted or len(set(wanted)) < len(wanted) or not set(wanted) <= set(MODALITIES):
+    if len(set(wanted)) < len(wanted):
         raise ValueError(f"modalities: expected some of {', '.join(MODALITIES)}, each once, got {modalities!r}")
-    if isinstance(speakers, str) or not speakers or len(set(speakers)) < len(speakers):
+    if len(set(speakers)) < len(speakers):
         raise ValueError(f"speakers: expected a list of different names, got {speakers!r}")
-    if not 0 < valid < 1:
-        raise ValueError(f"valid: expected a share of the training videos in (0, 1), got {valid}")
-    if session is not None and session not in (1, 2, 3, 4, 5):
-        raise ValueError(f"session: expected 1 to 5 or None, got {session!r}")
-    if nan not in ("error", "drop"):
-        raise ValueError(f"nan: expected 'error' or 'drop', got {nan!r}")
 
     path, corpus = _find(root, corpus)
     file = _read(path, wanted, features)
@@ -215,6 +222,7 @@ def transcripts(root: Path | str | None, corpus: str | None = None) -> dict[str,
 
     Raises as `load` does, for a file without sentences too.
     """
+    check_all({name: OPTIONS[name] for name in ("root", "corpus")}, locals())
     file = _read(_find(None if root is None else Path(root), corpus)[0], (), None)
     if file.sentences is None:
         raise ValueError(f"{file.path}: lacks the key 'sentence'")

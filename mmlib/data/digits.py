@@ -10,7 +10,8 @@ from __future__ import annotations
 import numpy as np
 
 from ..batch import MultimodalDataset
-from ._shared import make_splits, standardise, stratified_split
+from ..checks import Flag
+from ._shared import SEED, make_splits, standardise, stratified_split
 
 __all__ = ["load"]
 
@@ -27,6 +28,8 @@ def load(
     """
     from sklearn.datasets import load_digits
 
+    SEED("split_seed", split_seed)
+    Flag()("standardised", standardised)
     pixels, target = load_digits(return_X_y=True)
     images = np.asarray(pixels, dtype=np.float64).reshape(-1, 8, 8) / 16
     features = {"left": images[:, :, :4], "right": images[:, :, 4:], "projection": images.mean(1)[..., None]}

@@ -22,7 +22,8 @@ import numpy as np
 import torch
 
 from ..batch import MultimodalBatch, MultimodalDataset, stable_ids
-from ._shared import fingerprint, need_root, read_npy
+from ..checks import Maybe, OneOf, Whole, check_known
+from ._shared import FRAMES, ROOT, fingerprint, need_root, read_npy
 
 __all__ = ["LAYOUT", "WIDTHS", "load"]
 
@@ -81,10 +82,9 @@ def load(
     naming the file and the utterance for ids without features or in two splits, other widths, NaN or infinite values,
     labels that are not one-hot, truncated files and pickled arrays, which are never unpickled.
     """
-    if isinstance(fold, bool) or not isinstance(fold, int) or fold < 1:
-        raise ValueError(f"fold: expected an integer from 1, got {fold!r}")
-    if audio_norm not in ("trn", None):
-        raise ValueError(f"audio_norm: expected 'trn' or None, got {audio_norm!r}")
+    ROOT("root", root)
+    Whole(1)("fold", fold)
+    Maybe(OneOf("trn"))("audio_norm", audio_norm)
     limits = _limits(max_frames)
     folder = _folder(need_root(root, "iemocap", LAYOUT))
     arrays = not (folder / _FILES["audio"]).is_file() and (folder / "A" / str(fold)).is_dir()
@@ -144,12 +144,9 @@ def load(
 
 
 def _limits(max_frames: int | Mapping[str, int] | None) -> dict[str, int]:
+    FRAMES("max_frames", max_frames)
     limits = dict(max_frames) if isinstance(max_frames, Mapping) else dict.fromkeys(WIDTHS, max_frames)
-    if unknown := sorted(set(limits) - set(WIDTHS)):
-        raise ValueError(f"max_frames: unknown modalities {unknown}; known are {list(WIDTHS)}")
-    for value in limits.values():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise ValueError(f"max_frames: expected integers from 1, or None, got {max_frames!r}")
+    check_known("max_frames", limits, WIDTHS)
     return {modality: value for modality, value in limits.items() if value is not None}
 
 

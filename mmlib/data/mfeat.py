@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from ..batch import MultimodalDataset
-from ._shared import make_splits, need_root, standardise, stratified_split
+from ..checks import Flag, check_all
+from ._shared import ROOT, SEED, SHARE, make_splits, need_root, standardise, stratified_split
 
 __all__ = ["LAYOUT", "VIEWS", "load"]
 
@@ -31,6 +32,9 @@ LAYOUT = """\
 """
 
 
+OPTIONS = {"root": ROOT, "split_seed": SEED, "valid": SHARE, "test": SHARE, "standardised": Flag()}
+
+
 def load(
     root: Path | None, split_seed: int = 0, valid: float = 0.15, test: float = 0.25, standardised: bool = True
 ) -> dict[str, MultimodalDataset]:
@@ -42,6 +46,7 @@ def load(
 
     Raises FileNotFoundError and ValueError that name the file and the expected layout.
     """
+    check_all(OPTIONS, locals())
     root = need_root(root, "mfeat", LAYOUT)
     folder = root / "mfeat" if (root / "mfeat").is_dir() else root
     paths = {view: folder / f"mfeat-{view}.csv" for view in VIEWS}

@@ -22,8 +22,8 @@ import numpy as np
 import torch
 
 from ..batch import MultimodalBatch, MultimodalDataset, stable_ids
-from ..checks import shown
-from ._shared import fingerprint, plain_numbers
+from ..checks import Flag, Maybe, OneOf, Whole, check_all, check_known, shown
+from ._shared import FRAMES, ROOT, fingerprint, plain_numbers, some_of
 from .pickles import safe_pickle_load
 
 __all__ = ["LAYOUT", "MODALITIES", "load", "transcripts"]
@@ -103,6 +103,21 @@ LAYOUT = """\
 """
 
 
+OPTIONS = {
+    "root": ROOT,
+    "aligned": Maybe(Flag()),
+    "text": OneOf("features", "ids"),
+    "modalities": some_of(*MODALITIES),
+    "standardised": Flag(),
+    "max_frames": FRAMES,
+    "unimodal": Flag(),
+    "drop": Maybe(OneOf("empty", "incomplete")),
+    "nan": OneOf("error", "drop"),
+    "strict": Flag(),
+    "unk": Whole(0),
+}
+
+
 def load(
     name: str,
     root: Path | None,
@@ -152,18 +167,9 @@ def load(
     NaN and infinity, scores off the scale, samples in two splits, a modality that train lacks, another data set's
     splits, and pickles that are truncated or ask for anything but arrays and containers.
     """
+    check_all(OPTIONS, locals())
     source = _source(name)
     wanted = _check_modalities(modalities)
-    for what, value, known in (
-        ("text", text, ("features", "ids")),
-        ("drop", drop, (None, "empty", "incomplete")),
-        ("nan", nan, ("error", "drop")),
-        ("aligned", aligned, (None, True, False)),
-    ):
-        if value not in known:
-            raise ValueError(f"{what}: expected one of {', '.join(map(repr, known))}, got {value!r}")
-    if isinstance(unk, bool) or not isinstance(unk, int) or unk < 0:
-        raise ValueError(f"unk: expected the id of a token, got {unk!r}")
     limits = _limits(max_frames)
 
     path = _find(name, source, root, aligned)
@@ -252,6 +258,8 @@ def transcripts(name: str, root: Path | str | None, aligned: bool | None = None)
 
     Raises as `load` does, for a file without ``raw_text`` too.
     """
+    ROOT("root", root)
+    Maybe(Flag())("aligned", aligned)
     file = _File(_find(name, _source(name), None if root is None else Path(root), aligned))
     said: dict[str, str] = {}
     for split, n in file.sizes.items():
@@ -265,25 +273,19 @@ def transcripts(name: str, root: Path | str | None, aligned: bool | None = None)
 
 
 def _source(name: str) -> _Source:
-    if name not in _SOURCES:
-        raise ValueError(f"name: expected one of {', '.join(_SOURCES)}, got {name!r}")
-    return _SOURCES[name]
+    return _SOURCES[OneOf(*_SOURCES)("name", name)]
 
 
 def _check_modalities(modalities: Sequence[str]) -> tuple[str, ...]:
     wanted = tuple(modalities) if not isinstance(modalities, str) else (modalities,)
-    if not wanted or len(set(wanted)) < len(wanted) or not set(wanted) <= set(MODALITIES):
+    if len(set(wanted)) < len(wanted):
         raise ValueError(f"modalities: expected some of {', '.join(MODALITIES)}, each once, got {modalities!r}")
     return wanted
 
 
 def _limits(max_frames: int | Mapping[str, int] | None) -> dict[str, int]:
     limits = dict(max_frames) if isinstance(max_frames, Mapping) else dict.fromkeys(MODALITIES, max_frames)
-    if unknown := sorted(set(limits) - set(MODALITIES)):
-        raise ValueError(f"max_frames: unknown modalities {unknown}; known are {list(MODALITIES)}")
-    for value in limits.values():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise ValueError(f"max_frames: expected integers from 1, or None, got {max_frames!r}")
+    check_known("max_frames", limits, MODALITIES)
     return {modality: value for modality, value in limits.items() if value is not None}
 
 

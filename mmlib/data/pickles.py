@@ -565,10 +565,17 @@ def safe_pickle_load(path: str | os.PathLike[str], encoding: str = "latin1") -> 
 
     Raises FileNotFoundError, and ValueError naming the file for everything else in it: other globals (by name), other
     dtypes (structured, sub-array, void, dates), instructions that make objects, containers that hold themselves, and
-    files that are truncated, damaged, or go on after the pickle's end. LookupError for an unknown encoding.
+    files that are truncated, damaged, or go on after the pickle's end.
     """
-    codecs.lookup(encoding)
+    if not isinstance(path, (str, os.PathLike)):  # by hand, since this file needs no other
+        raise TypeError(f"path: expected a path, got {type(path).__name__}")
+    if not isinstance(encoding, str):
+        raise TypeError(f"encoding: expected a string, got {type(encoding).__name__}")
     path = Path(path)
+    try:
+        codecs.lookup(encoding)
+    except LookupError as error:
+        raise ValueError(f"encoding: expected one that Python knows, got {encoding!r}") from error
     if not path.is_file():
         raise FileNotFoundError(f"path: no pickle file at {path}")
     data = path.read_bytes()

@@ -26,8 +26,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..batch import MultimodalBatch, MultimodalDataset
-from ._shared import fingerprint
+from ..batch import BATCH, DATASET, MultimodalBatch, MultimodalDataset
+from ..checks import Array, Either, Flag, Is, Maybe, Named, Number, OneOf, Several, Text, Whole, check_all, check_known
+from ._shared import SEED, SIZES, fingerprint
 
 __all__ = ["Truth", "bayes", "bayes_score", "bayes_scores", "bit_log_odds", "load", "score_posterior", "truth"]
 
@@ -83,6 +84,19 @@ class Truth:
         return cells
 
 
+OPTIONS = {
+    "modalities": Several(Text, 2),
+    "task": OneOf("classification", "regression"),
+    "classes": Whole(2),
+    "shared": Whole(0),
+    "xor": Maybe(Several(Text, 2, 2)),
+    "weights": Maybe(Named(Number(), 0)),
+    "varied_lengths": Flag(),
+    "sizes": SIZES,
+    "split_seed": SEED,
+}
+
+
 def load(
     modalities: Sequence[str] = ("language", "audio", "vision"),
     task: str = "classification",
@@ -116,9 +130,8 @@ def load(
     ``info["truth"]`` says how the data were made (see `truth`), ``extras["bits"]`` int64 [n, bits] holds the coins.
     Raises ValueError naming the argument.
     """
+    check_all(OPTIONS, locals())
     made = _design(modalities, task, classes, shared, unique, xor, noise, frames, widths, weights)
-    if len(sizes) != 3 or min(sizes) < 1:
-        raise ValueError(f"sizes: expected three positive integers for train, valid and test, got {tuple(sizes)}")
     info = {
         "name": "synthetic",
         "task": task,
@@ -163,16 +176,18 @@ def load(
 def truth(dataset: MultimodalDataset | Mapping[str, Any]) -> Truth:
     """How a split was made, from its ``info``; ValueError for data of another source."""
     info = dataset.info if isinstance(dataset, MultimodalDataset) else dataset
-    if "truth" not in info:
+    Is("a MultimodalDataset, or the info of one", Mapping)("dataset", info)
+    if "components" not in info.get("truth", ()):
         raise ValueError(f"dataset: expected synthetic data, got {info.get('name')!r}, whose truth nobody knows")
     return Truth(**{key: _tuples(value) for key, value in info["truth"].items()})
 
 
 def bit_log_odds(made: Truth, data: MultimodalBatch | MultimodalDataset) -> Tensor:
     """log P(bit = 1 | observed) - log P(bit = 0 | observed), float64 [n, bits]; 0 for a bit nothing is seen of."""
+    Is("a Truth", Truth)("made", made)
+    Either(DATASET, BATCH)("data", data)
     batch = data.data if isinstance(data, MultimodalDataset) else data
-    if unknown := set(batch.modalities) - set(made.modalities):
-        raise ValueError(f"data: unknown modalities {sorted(unknown)}; the truth has {list(made.modalities)}")
+    check_known("data", batch.modalities, made.modalities)
     odds = torch.zeros(len(batch), len(made.bits), dtype=torch.float64, device=batch.device)
     for m, x in batch.features.items():
         sigma = made.noise[made.modalities.index(m)]
@@ -184,6 +199,9 @@ def bit_log_odds(made: Truth, data: MultimodalBatch | MultimodalDataset) -> Tens
 
 def score_posterior(made: Truth, log_odds: Tensor) -> Tensor:
     """P(y = made.values[k] | observed), float64 [n, values], from the bits' log odds [n, bits]."""
+    Is("a Truth", Truth)("made", made)
+    if Array("float", "[n, bits]")("log_odds", log_odds).shape[1] != len(made.bits):
+        raise ValueError(f"log_odds: expected [n, {len(made.bits)}], got {tuple(log_odds.shape)}")
     tilt = torch.tanh(log_odds.to(torch.float64) / 2)  # E[s] of every bit
     columns = [
         -tilt[:, made.xor[0]] * tilt[:, made.xor[1]] if name == "xor" and made.xor else tilt[:, made.bits.index(name)]
@@ -209,7 +227,8 @@ def bayes(dataset: MultimodalDataset, loss: str | None = None) -> Tensor:
     Classification: log posterior probabilities of the classes, whose argmax no predictor beats in accuracy.
     Regression: [n, 1], the posterior median for ``loss="mae"`` (the default), the posterior mean for ``loss="mse"``.
     """
-    made = truth(dataset)
+    made = truth(DATASET("dataset", dataset))
+    Maybe(Text)("loss", loss)
     return _decide(made, score_posterior(made, bit_log_odds(made, dataset)), loss)
 
 
@@ -226,10 +245,14 @@ def bayes_score(
         (which are Gaussian given the bit) *after* taking its posterior expectation, so that the standard error is that
         of the numerical average alone: no real sample enters. An empty list gives the score of knowing nothing.
     """
+    Either(Is("a Truth", Truth), DATASET)("made", made)
+    Maybe(Several(Text))("modalities", modalities)
+    Maybe(Text)("metric", metric)
+    Whole(1)("samples", samples)
+    SEED("seed", seed)
     made = made if isinstance(made, Truth) else truth(made)
     known = set(made.modalities if modalities is None else modalities)
-    if unknown := known - set(made.modalities):
-        raise ValueError(f"modalities: unknown {sorted(unknown)}; known are {list(made.modalities)}")
+    check_known("modalities", known, made.modalities)
     allowed = ("mae", "mse") if made.class_of is None else ("accuracy",)
     metric = allowed[0] if metric is None else metric
     if metric not in allowed:
@@ -287,8 +310,7 @@ def _each(what: str, value: Any, names: Sequence[str], kind: type, low: float) -
     else:
         values = [value] * len(names)
     for v in values:
-        if isinstance(v, bool) or not isinstance(v, (int, float)) or v != kind(v) or not low <= v < float("inf"):
-            raise ValueError(f"{what}: expected {kind.__name__} values from {low}, got {v!r}")
+        (Whole if kind is int else Number)(low)(what, v)
     return tuple(kind(v) for v in values)
 
 
@@ -306,20 +328,16 @@ def _design(
 ) -> Truth:
     """The checked arguments of `load` as a Truth."""
     names = tuple(modalities)
-    if isinstance(modalities, str) or len(names) < 2 or len(set(names)) < len(names):
+    if len(set(names)) < len(names):
         raise ValueError(f"modalities: expected at least two different names, got {modalities!r}")
-    if task not in ("classification", "regression"):
-        raise ValueError(f"task: expected 'classification' or 'regression', got {task!r}")
     cycle = lambda values: {m: values[i % len(values)] for i, m in enumerate(names)}
     T = _each("frames", cycle(_FRAMES) if frames is None else frames, names, int, 1)
     D = _each("widths", cycle(_WIDTHS) if widths is None else widths, names, int, 1)
     sigma = _each("noise", noise, names, float, 1e-3)
     own = _each("unique", unique, names, int, 0)
-    if shared < 0:
-        raise ValueError(f"shared: expected a number of bits from 0, got {shared}")
     if xor is not None and tuple(xor) == ("audio", "vision") and not set(xor) <= set(names):
         xor = names[-2:]
-    if xor is not None and (len(xor) != 2 or len(set(xor)) < 2 or not set(xor) <= set(names)):
+    if xor is not None and (len(set(xor)) < 2 or not set(xor) <= set(names)):
         raise ValueError(f"xor: expected two of {list(names)} or None, got {xor!r}")
 
     bits = [f"shared_{i}" for i in range(shared)]

@@ -32,7 +32,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..batch import MultimodalBatch, MultimodalDataset
+from ..batch import DATASET, MultimodalBatch, MultimodalDataset
+from ..checks import PATH, Flag, Is, Maybe, Several, Text, Whole
 from ..files import atomic_write
 from ..layers import scoring
 from ._shared import fingerprint
@@ -55,6 +56,8 @@ def load_encoder(checkpoint: str | os.PathLike[str], download: bool = False) -> 
     Raises FileNotFoundError for a folder that is not there, ValueError for what is not a checkpoint of a text encoder
     (no or a damaged config.json or weights, an encoder-decoder), ImportError without `transformers`.
     """
+    PATH("checkpoint", checkpoint)
+    Flag()("download", download)
     transformers = _transformers()
     with _reading(checkpoint, "model"):
         model, found = transformers.AutoModel.from_pretrained(
@@ -81,6 +84,8 @@ def load_encoder(checkpoint: str | os.PathLike[str], download: bool = False) -> 
 
 def load_tokenizer(checkpoint: str | os.PathLike[str], download: bool = False) -> Any:
     """The tokenizer of a checkpoint; errors as for `load_encoder`, and ValueError where it has no [UNK] or no ends."""
+    PATH("checkpoint", checkpoint)
+    Flag()("download", download)
     with _reading(checkpoint, "tokenizer"):
         folder = Path(_place(checkpoint))
         if folder.is_dir() and not any((folder / name).is_file() for name in _VOCABULARIES):
@@ -101,6 +106,9 @@ def load_tokenizer(checkpoint: str | os.PathLike[str], download: bool = False) -
     return tokenizer
 
 
+TEXTS = Several(Maybe(Text), 1)
+
+
 def tokenise(
     texts: Sequence[str | None], checkpoint: Any, max_length: int = MAX_LENGTH
 ) -> tuple[Tensor, Tensor, list[int]]:
@@ -111,11 +119,9 @@ def tokenise(
     checkpoint : a folder or name, or a tokenizer
     max_length : L, at least 2. Raises ValueError where the tokenizer's encoder reads fewer, TypeError for other texts
     """
+    Whole(2)("max_length", max_length)
+    TEXTS("texts", texts)
     tokenizer = checkpoint if callable(checkpoint) else load_tokenizer(checkpoint)
-    if isinstance(texts, str) or not all(t is None or isinstance(t, str) for t in texts):
-        raise TypeError("texts: expected a list of texts, with None for one that is missing")
-    if not len(texts):
-        raise ValueError("texts: expected at least one text, got none")
     if not 2 <= max_length <= tokenizer.model_max_length:
         raise ValueError(
             f"max_length: expected 2 to {tokenizer.model_max_length} tokens, which the encoder reads, got {max_length}"
@@ -145,7 +151,10 @@ def with_ids(
     ``info`` adds ``truncated``: how many texts were longer. Raises ValueError for names without a text, and for data
     that a mask was already applied to.
     """
-    if data.data.complete is not None:
+    Text("modality", modality)
+    if not isinstance(texts, Mapping):
+        TEXTS("texts", texts)
+    if DATASET("data", data).data.complete is not None:
         raise ValueError("data: expected what is there by nature; a mask was applied already")
     if isinstance(texts, Mapping):
         names = data.names or []
@@ -194,7 +203,11 @@ def encode(
 
     Raises ValueError for a modality without token ids, ids outside the vocabulary and texts longer than the encoder.
     """
-    batch = data.data
+    Is("an nn.Module", nn.Module)("encoder", encoder)
+    Text("modality", modality)
+    Whole(1)("batch_size", batch_size)
+    Flag()("cache", cache)
+    batch = DATASET("data", data).data
     weights = _weights(encoder) if cache else ""
     whole = batch.complete
     made = _encoded(batch, encoder, modality, batch_size, weights)
@@ -217,7 +230,7 @@ def leak(
     word's vector in the complete text, which a feature-level drop keeps, and its vector in the text with [UNK];
     ``cosine``, their mean cosine. Were there no leak: 0 and 1. NaN where no word is left.
     """
-    if data.data.complete is None:
+    if DATASET("data", data).data.complete is None:
         raise ValueError("data: expected what was there before; apply the mask with keep_complete=True")
     again = encode(data, encoder, modality=modality, **options).data
     assert again.complete is not None

@@ -198,8 +198,8 @@ class TestPairs:
             ({"held_out": 10}, "held_out: expected a multiple of 3 from 3 to 102, got 10"),
             ({"held_out": 0}, "held_out"),
             ({"held_out": 105}, "held_out"),
-            ({"every": 0}, "every: expected a positive"),
-            ({"hop_length": -1}, "hop_length: expected a positive"),
+            ({"every": 0}, "every: expected an integer of at least 1"),
+            ({"hop_length": -1}, "hop_length: expected an integer of at least 1"),
         ],
     )
     def test_bad_options(self, root, options, message):

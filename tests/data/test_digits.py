@@ -76,5 +76,5 @@ def test_linear_probes(splits):
 
 
 def test_bad_shares():
-    with pytest.raises(ValueError, match="test: expected a share"):
+    with pytest.raises(ValueError, match="test: expected a number in"):
         data.load("digits", test=1.5)

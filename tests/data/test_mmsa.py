@@ -608,20 +608,23 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("options", "match"),
         [
-            ({"text": "words"}, "text: expected one of 'features', 'ids', got 'words'"),
-            ({"modalities": ("audio", "audio")}, "modalities: expected some of language, audio, vision, each once"),
-            ({"modalities": ()}, "modalities: expected some of"),
-            ({"modalities": ["text"]}, "modalities: expected some of"),
-            ({"max_frames": 0}, "max_frames: expected integers from 1"),
+            ({"text": "words"}, "text: expected 'features' or 'ids', got 'words'"),
+            (
+                {"modalities": ("audio", "audio")},
+                "modalities: expected some of language, audio, vision, each once",
+            ),
+            ({"modalities": ()}, "modalities: expected (some|one) of"),
+            ({"modalities": ["text"]}, "modalities: expected (some|one) of"),
+            ({"max_frames": 0}, "max_frames: expected None or an integer of at least 1"),
             ({"max_frames": {"text": 3}}, r"max_frames: unknown modalities \['text'\]"),
-            ({"drop": "all"}, "drop: expected one of None, 'empty', 'incomplete', got 'all'"),
-            ({"nan": "zero"}, "nan: expected one of 'error', 'drop', got 'zero'"),
-            ({"aligned": "yes"}, "aligned: expected one of None, True, False, got 'yes'"),
-            ({"unk": -1}, "unk: expected the id of a token, got -1"),
+            ({"drop": "all"}, "drop: expected None or 'empty' or 'incomplete', got 'all'"),
+            ({"nan": "zero"}, "nan: expected 'error' or 'drop', got 'zero'"),
+            ({"aligned": "yes"}, "aligned: expected None or True or False, got 'yes'"),
+            ({"unk": -1}, "unk: expected an integer of at least 0, got -1"),
         ],
     )
     def test_options(self, tmp_path, options, match):
-        with pytest.raises(ValueError, match=match):
+        with pytest.raises((TypeError, ValueError), match=match):
             data.load("mosi", tmp_path, **options)
 
     def test_drop_that_leaves_nothing(self, tmp_path):

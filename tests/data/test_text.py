@@ -245,14 +245,14 @@ def test_texts_become_ids(checkpoint):
     ]  # fmt: skip
     assert valid.sum(1).tolist() == [6, 2, 2, 4, 6]
     assert longer == [4]
-    with pytest.raises(TypeError, match="texts: expected a list of texts"):
+    with pytest.raises(TypeError, match="texts(\[0\])?: expected"):
         text.tokenise("good", checkpoint)
-    with pytest.raises(TypeError, match="texts: expected a list of texts"):
+    with pytest.raises(TypeError, match="texts(\[0\])?: expected"):
         text.tokenise([1.0], checkpoint)
-    with pytest.raises(ValueError, match="texts: expected at least one"):
+    with pytest.raises(ValueError, match="texts: expected a list or tuple of at least 1"):
         text.tokenise([], checkpoint)
     for length in (1, 13):
-        with pytest.raises(ValueError, match="max_length: expected 2 to 12 tokens"):
+        with pytest.raises(ValueError, match="max_length: expected (2 to 12 tokens|an integer of at least 2)"):
             text.tokenise(["good"], checkpoint, length)
 
 

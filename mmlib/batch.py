@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .checks import Flag, Is, Whole, shown
+from .checks import Array, Device, Flag, Is, Maybe, Named, Several, Text, Whole, check_all, check_known, shown
 
 __all__ = ["MultimodalBatch", "MultimodalDataset", "Output", "frame_axis", "per_frame", "stable_ids"]
 
@@ -44,7 +44,9 @@ def frame_axis(x: Tensor, lead: int) -> int:
     Token ids [T] and sequences [T, D] have frames first; an image [C, H, W] has its rows as frames, a volume
     [C, X, Y, Z] its X slices. Raises ValueError for any other rank.
     """
-    rank = x.ndim - lead
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x: expected a tensor, got {shown(x)}")
+    rank = x.ndim - Whole(1)("lead", lead)
     if rank == 1 and not x.is_floating_point():
         return lead
     if rank == 2:
@@ -53,14 +55,16 @@ def frame_axis(x: Tensor, lead: int) -> int:
         return lead + 1
     raise ValueError(
         f"features: expected int64 token ids [*N, T], sequences [*N, T, D], images [*N, C, H, W] or volumes "
-        f"[*N, C, X, Y, Z] with {lead} leading axes, got shape {tuple(x.shape)} of {x.dtype}"
+        f"[*N, C, X, Y, Z] with lead = {lead} axes before, got x of shape {tuple(x.shape)} of {x.dtype}"
     )
 
 
 def per_frame(mask: Tensor, x: Tensor) -> Tensor:
     """``mask`` [*N, T], reshaped so that it broadcasts over the features ``x`` of the same samples and frames."""
-    lead = mask.ndim - 1
+    lead = Array("bool", "[*N, T]")("mask", mask).ndim - 1
     axis = frame_axis(x, lead)
+    if mask.shape[-1] != x.shape[axis]:
+        raise ValueError(f"mask: expected {x.shape[axis]} frames, as x has, got {tuple(mask.shape)}")
     shape = [*mask.shape[:-1]] + [1] * (x.ndim - lead)
     shape[axis] = mask.shape[-1]
     return mask.reshape(shape)
@@ -71,6 +75,8 @@ def stable_ids(names: Iterable[Any]) -> Tensor:
 
     The hash (BLAKE2b) is the same in every process and on every machine, so masks keyed by it are too.
     """
+    if not isinstance(names, Iterable):
+        raise TypeError(f"names: expected a list of names, got {shown(names)}")
     values = []
     for name in names:
         if isinstance(name, int) or (hasattr(name, "__index__") and not isinstance(name, bool)):
@@ -79,6 +85,17 @@ def stable_ids(names: Iterable[Any]) -> Tensor:
             digest = hashlib.blake2b(str(name).encode(), digest_size=8).digest()
             values.append(int.from_bytes(digest, "little") >> 1)
     return torch.tensor(values, dtype=torch.int64)
+
+
+ANY = Is("anything", object)
+_BATCH = {
+    "features": Named(ANY),
+    "valid": Named(ANY, 0),
+    "observed": Named(ANY, 0),
+    "fill": Named(Whole(0), 0),
+    "ids": Maybe(Array("integer", "[*N]")),
+    "extras": Named(Is("a tensor", Tensor), 0),
+}
 
 
 @dataclass(repr=False)
@@ -112,8 +129,8 @@ class MultimodalBatch:
     extras: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not self.features:
-            raise ValueError("features: expected at least one modality, got none")
+        check_all(_BATCH, vars(self))
+        Maybe(BATCH)("complete", self.complete)
         if not isinstance(self.present, Tensor) or self.present.dtype != torch.bool:
             raise TypeError(f"present: expected a bool tensor [*N, M], got {_kind(self.present)}")
         if self.present.ndim < 2 or self.present.shape[-1] != len(self.features):
@@ -197,7 +214,7 @@ class MultimodalBatch:
 
     def index(self, modality: str) -> int:
         """The place of ``modality`` in ``modalities``; ValueError for a name that is not there."""
-        if modality not in self.features:
+        if Text("modality", modality) not in self.features:
             raise ValueError(f"modality: expected one of {list(self.features)}, got {modality!r}")
         return self.modalities.index(modality)
 
@@ -218,10 +235,15 @@ class MultimodalBatch:
     def __getitem__(self, rows: Tensor | slice | Sequence[int] | int) -> MultimodalBatch:
         """The samples at ``rows`` (an index tensor, bool mask, slice, list or one integer), as a batch."""
         index = _rows(rows, len(self), self.device)
-        return self._map(lambda x: x[index])
+        try:
+            return self._map(lambda x: x[index])
+        except IndexError as error:
+            raise IndexError(f"rows: expected places below {len(self)} ({error})") from error
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> MultimodalBatch:
-        return self._map(lambda x: x.to(device, non_blocking=non_blocking))
+        where = Device()("device", device)
+        Flag()("non_blocking", non_blocking)
+        return self._map(lambda x: x.to(where, non_blocking=non_blocking))
 
     def replace(self, **changes: Any) -> MultimodalBatch:
         """A copy with some fields exchanged (checked); tensors that are not exchanged are shared."""
@@ -243,6 +265,8 @@ class MultimodalBatch:
         A modality that loses all its frames becomes absent. ``valid`` never changes.
         """
         keep = self.present
+        Flag()("keep_complete", keep_complete)
+        Maybe(Named(ANY, 0))("observed", observed)
         if present is not None:
             present = self.named(present)
             if not isinstance(present, Tensor) or present.dtype != torch.bool:
@@ -271,6 +295,7 @@ class MultimodalBatch:
     def named(self, present: Any) -> Any:
         """``present`` as bool [M] where it is a list of modalities' names, and as it came otherwise."""
         if isinstance(present, (list, tuple, set)) and present and all(isinstance(name, str) for name in present):
+            check_known("present", present, self.features)
             on = [self.index(name) for name in present]
             return torch.tensor([m in on for m in range(len(self.features))], device=self.device)
         return present
@@ -309,7 +334,8 @@ class MultimodalBatch:
 
     def select(self, modalities: Sequence[str]) -> MultimodalBatch:
         """The batch with these modalities alone, in this order. A sample may be left with none of them."""
-        if isinstance(modalities, str) or len(set(modalities)) < len(modalities):
+        check_known("modalities", Several(Text, 1)("modalities", modalities), self.features)
+        if len(set(modalities)) < len(modalities):
             raise ValueError(f"modalities: expected a list of different names, got {modalities!r}")
         places = [self.index(name) for name in modalities]
         pick = lambda d: {name: d[name] for name in modalities if name in d}
@@ -330,6 +356,7 @@ class MultimodalBatch:
 
     def check_values(self, classes: int | None = None) -> None:
         """Raise ValueError unless all values that count are finite and all targets lie in [0, classes)."""
+        Maybe(Whole(1))("classes", classes)
         for m, (name, x) in enumerate(self.features.items()):
             if x.is_floating_point():
                 bad = ~torch.isfinite(x) & per_frame(self.observed[name], x)
@@ -407,8 +434,11 @@ class MultimodalDataset(torch.utils.data.Dataset):
     def __init__(
         self, data: MultimodalBatch, info: Mapping[str, Any] | None = None, names: Sequence[str] | None = None
     ):
-        if len(data) == 0:
+        if len(BATCH("data", data)) == 0:
             raise ValueError("data: expected at least one sample, got an empty split")
+        Maybe(Named(ANY, 0))("info", info)
+        if isinstance(names, str) or not hasattr([] if names is None else names, "__len__"):
+            raise TypeError(f"names: expected a list of names, got {shown(names)}")
         _check_names(data.features)
         if names is not None and len(names) != len(data):
             raise ValueError(f"names: expected {len(data)} names, got {len(names)}")
@@ -463,7 +493,7 @@ class MultimodalDataset(torch.utils.data.Dataset):
     @staticmethod
     def collate(batch: MultimodalBatch) -> MultimodalBatch:
         """For DataLoader: the batch was already selected as one."""
-        return batch
+        return BATCH("batch", batch)
 
     def __repr__(self) -> str:
         there = self.present.flatten(0, -2).float().mean(0)

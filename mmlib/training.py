@@ -34,11 +34,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .batch import DATASET, MultimodalBatch, MultimodalDataset, Output, tensor
+from .batch import BATCH, DATASET, MultimodalBatch, MultimodalDataset, Output, tensor
 from .checks import (
     PATH,
     RATE,
     Array,
+    Device,
     Either,
     Flag,
     Function,
@@ -78,6 +79,7 @@ __all__ = [
 Scores = Callable[[Tensor, MultimodalBatch], Mapping[str, float]]
 Schedule = Callable[[torch.optim.Optimizer, int], Any]
 SCHEDULES = ("cosine", "linear-warmup-cosine", "onecycle")
+SEED = Whole(0, below=2**63)
 MINIMISED = ("loss", "mae", "mse", "rmse")  # validation metrics of which less is better
 
 
@@ -105,7 +107,7 @@ class TrainConfig:
     select: str = option("best", OneOf("best", "last"))
     # validation metric; None: accuracy for classes, mae for scores, macro_f1 for labels
     monitor: str | None = option(None, Maybe(Text))
-    seed: int = option(0, Whole(0, below=2**63))
+    seed: int = option(0, SEED)
     device: str = option("auto", OneOf("auto", "cpu", "cuda"))
     mixed_precision: str = option("no", OneOf("no", "bf16", "fp16"))
     compile: bool | str = option(False, Either(Flag(), Text))  # True for torch.compile's default backend, or its name
@@ -349,7 +351,7 @@ def _objective(output: Output) -> Tensor:
 def random_state(seed: int) -> Iterator[None]:
     """Seed Python, NumPy and torch inside the block; afterwards they are as they were before it."""
     before = _random_state()
-    random.seed(seed)
+    random.seed(SEED("seed", seed))
     np.random.seed(seed % 2**32)  # noqa: NPY002  the legacy state is the one that other libraries draw from
     torch.manual_seed(seed)
     try:
@@ -677,9 +679,10 @@ def validation_scores(logits: Tensor, batch: MultimodalBatch) -> dict[str, float
     """
     from .losses import task_loss
 
-    target = batch.target
+    Array("float", "[..., K]")("logits", logits)
+    target = BATCH("batch", batch).target
     if target is None:
-        raise ValueError("valid: expected a split with a target, got none")
+        raise ValueError("batch, valid: expected a split with a target, got none")
     target = target.to(logits.device)
     mask = batch.extras.get("utterance")
     if mask is not None:
@@ -1054,6 +1057,8 @@ def save(method: nn.Module, path: str | Path, **facts: Any) -> None:
     The file is replaced atomically and holds tensors and plain values alone (``torch.load(weights_only=True)`` reads
     it), and at its end a checksum of all that.
     """
+    Is("an nn.Module", nn.Module)("method", method)
+    PATH("path", path)
     try:
         json.dumps(facts)
     except (TypeError, ValueError) as error:
@@ -1069,9 +1074,10 @@ def load(method: nn.Module, path: str | Path) -> dict[str, Any]:
     Raises FileNotFoundError, or ValueError for a file that is damaged, cut short, foreign, without its checksum (as the
     files of earlier versions are), or whose weights do not fit; the first key that does not fit is named.
     """
-    content = _read(Path(path), "mmlib-weights")
+    Is("an nn.Module", nn.Module)("method", method)
+    content = _read(Path(PATH("path", path)), "mmlib-weights")
     stored, here = content["weights"], method.state_dict()
-    of = f"{Path(path).name} (a {content['method']}) does not fit this {type(method).__qualname__}"
+    of = f"{Path(path).name} (a {content['method']}) does not fit this method, a {type(method).__qualname__}"
     for key, value in here.items():
         if key not in stored:
             raise ValueError(f"{of}: {key!r} is not in the file")
@@ -1135,6 +1141,7 @@ def predict(
         held = next((t for t in [*method.parameters(), *method.buffers()]), None)
         device = data.device if held is None else held.device
     else:
+        device = Device()("device", device)
         method.to(device)
     modes = {module: module.training for module in method.modules()}
     method.eval()

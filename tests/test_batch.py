@@ -57,7 +57,7 @@ class TestFrames:
 
     @pytest.mark.parametrize("shape", [(2,), (2, 7), (2, 1, 1, 1, 1, 1)])
     def test_other_ranks_are_refused(self, shape):
-        with pytest.raises(ValueError, match=r"features: expected .* got shape"):
+        with pytest.raises(ValueError, match=r"features: expected .* of shape"):
             frame_axis(torch.zeros(shape), 1)
 
     def test_per_frame_broadcasts_over_rows_of_an_image(self):
@@ -104,7 +104,11 @@ class TestBatchInvariants:
     @pytest.mark.parametrize(
         ("changes", "error", "message"),
         [
-            ({"features": {}}, ValueError, "features: expected at least one modality"),
+            (
+                {"features": {}},
+                ValueError,
+                "features: expected (a dict by names with at least 1|at least one modality)",
+            ),
             ({"present": torch.ones(4, 3)}, TypeError, r"present: expected a bool tensor .*float32"),
             ({"present": np.ones((4, 3), bool)}, TypeError, "present: expected a bool tensor .*ndarray"),
             ({"present": torch.ones(4, 2, dtype=torch.bool)}, ValueError, r"present: expected shape \[\*N, 3\]"),
@@ -118,8 +122,8 @@ class TestBatchInvariants:
             ({"observed": {"audio": torch.ones(4, 2, dtype=torch.bool)}}, ValueError, r"observed\['audio'\]"),
             ({"target": torch.zeros(3)}, ValueError, r"target: expected the leading shape \(4,\), got \(3,\)"),
             ({"target": np.zeros(4)}, TypeError, "target: expected a tensor, got ndarray"),
-            ({"ids": torch.zeros(3)}, ValueError, "ids: expected 4 rows"),
-            ({"ids": torch.tensor(1)}, ValueError, "ids: expected 4 rows"),
+            ({"ids": torch.zeros(3)}, TypeError, "ids: expected (4 rows|None or a tensor of integers)"),
+            ({"ids": torch.tensor(1)}, ValueError, "ids: expected (4 rows|None or a tensor of integers)"),
             ({"extras": {"speaker": torch.zeros(2)}}, ValueError, "speaker: expected 4 rows"),
         ],
     )
@@ -320,7 +324,7 @@ class TestSelect:
 
     @pytest.mark.parametrize("names", [["smell"], ["audio", "audio"], [], "audio"])
     def test_errors(self, names):
-        with pytest.raises(ValueError, match=r"modalit(y|ies)|features"):
+        with pytest.raises((TypeError, ValueError), match=r"modalit(y|ies)|features"):
             make_batch().select(names)
 
 
@@ -475,7 +479,7 @@ class TestFromArrays:
     @pytest.mark.parametrize(
         ("features", "options", "error", "message"),
         [
-            ({}, {}, ValueError, "features: expected at least one modality"),
+            ({}, {}, ValueError, "features: expected (a dict by names with at least 1|at least one modality)"),
             ({"a": np.ones((0, 2))}, {}, ValueError, "got an empty split"),
             ({"a": np.ones((2, 2)), "b": np.ones((3, 2))}, {}, ValueError, "same number of samples .*'a': 2, 'b': 3"),
             ({"a": np.ones(2)}, {}, ValueError, r"features\['a'\]: expected \[n, D\]"),

@@ -88,7 +88,7 @@ def test_the_hash_names_what_is_computed_not_where() -> None:
         config_hash({"x": torch.nn.Linear(1, 1)})
     with pytest.raises(ValueError, match="configs: expected finite numbers"):
         config_hash({"x": math.nan})
-    with pytest.raises(TypeError, match="configs: expected dicts with string keys"):
+    with pytest.raises(TypeError, match="config, configs: expected a dict by names"):
         config_hash({1: 2})
     for folder in ("/home/me/data", "C:\\data"):
         with pytest.raises(ValueError, match="configs: expected no absolute path but in data_root"):

@@ -788,7 +788,7 @@ def test_weights_that_do_not_fit_change_nothing(tmp_path: Path) -> None:
         load(wider, path)
     assert torch.equal(weights(wider), before)
     with pytest.raises(
-        ValueError, match=r"joint\.pt \(a JointTraining\) does not fit this Linear: 'net.weight' is not"
+        ValueError, match=r"joint\.pt \(a JointTraining\) does not fit this method, a Linear: 'net.weight' is not"
     ):
         load(Linear(), path)
     save(Linear(), path)

@@ -143,6 +143,15 @@ def read_npy(path: Path) -> np.ndarray:
     return x
 
 
+def encodable(text: str) -> bool:
+    """Whether a text has whole characters alone: no halves of surrogate pairs, which no file or hash takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def plain_numbers(values: Any) -> np.ndarray:
     """Numbers of any shape, without a copy where they are an array already; TypeError for anything else.
 

@@ -29,7 +29,7 @@ import torch
 
 from ..batch import MultimodalBatch, MultimodalDataset, stable_ids
 from ..checks import PATH, Flag, Maybe, Named, OneOf, Several, Text, Whole, check_all, shown
-from ._shared import ROOT, SEED, SHARE, fingerprint, plain_numbers, read_npy, some_of
+from ._shared import ROOT, SEED, SHARE, encodable, fingerprint, plain_numbers, read_npy, some_of
 from .mmsa import _Frames, _measure, _scale
 from .pickles import safe_pickle_load
 
@@ -352,10 +352,14 @@ def _read_labels(path: Path, content: list[Any], wanted: Sequence[str], features
     )
 
 
+def _is_name(value: Any) -> bool:
+    return isinstance(value, (str, bytes, int)) and encodable(_text(value))
+
+
 def _check_mapping(path: Path, key: str, value: Any) -> None:
     if not isinstance(value, Mapping):
         raise ValueError(f"{path}: {key!r}: expected a dict by video, got {type(value).__name__}")
-    if wrong := [name for name in value if not isinstance(name, (str, bytes, int))]:
+    if wrong := [name for name in value if not _is_name(name)]:
         raise ValueError(f"{path}: {key!r}: expected videos as names, got {shown(wrong[0])}")
 
 
@@ -367,7 +371,7 @@ def _listed(path: Path, key: str, videos: Any) -> list[Any] | None:
         videos = sorted(videos, key=_text)
     if not isinstance(videos, (list, tuple, np.ndarray)) or getattr(videos, "ndim", 1) == 0:
         raise ValueError(f"{path}: {key!r}: expected a list or set of videos, got {type(videos).__name__}")
-    if wrong := [video for video in videos if not isinstance(video, (str, bytes, int))]:
+    if wrong := [video for video in videos if not _is_name(video)]:
         raise ValueError(f"{path}: {key!r}: expected names of videos, got {shown(wrong[0])}")
     return list(videos)
 

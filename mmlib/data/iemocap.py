@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ import torch
 
 from ..batch import MultimodalBatch, MultimodalDataset, stable_ids
 from ..checks import Maybe, OneOf, Whole, check_known
-from ._shared import FRAMES, ROOT, fingerprint, need_root, read_npy
+from ._shared import FRAMES, ROOT, encodable, fingerprint, need_root, read_npy
 
 __all__ = ["LAYOUT", "WIDTHS", "load"]
 
@@ -44,6 +45,7 @@ _FOLDERS = {"audio": "A", "vision": "V", "language": "L"}
 _FILES = {"audio": "A/comparE.h5", "vision": "V/denseface.h5", "language": "L/bert_large.h5"}
 _STATISTICS = "A/comparE_mean_std.h5"
 _AMPLE = 64  # times a file's size that may come out of it: compressed frames, padded utterances
+_DEFLATE, _SHUFFLE, _FLETCHER32 = 1, 2, 3  # HDF5's numbers of the filters that it always has
 _ALLOWED = 1 << 24  # and what any file may make
 _LARGEST = 1e30  # values beyond are no features, but bytes in another order
 _PARTS = {"train": "trn", "valid": "val", "test": "tst"}
@@ -79,8 +81,11 @@ def load(
     ``info["classes"]`` holds the emotions' names where the fold has the corpus's 1,103 angry, 1,636 happy (or excited),
     1,708 neutral and 1,084 sad utterances, whose counts identify the columns; otherwise "class 0" to "class 3", since
     the files name no class. Raises FileNotFoundError with the expected layout where files are missing, and ValueError
-    naming the file and the utterance for ids without features or in two splits, other widths, NaN or infinite values,
-    labels that are not one-hot, truncated files and pickled arrays, which are never unpickled.
+    naming the file and the utterance for ids without features or in two splits, other widths, NaN, infinite values and
+    those from 1e30, labels that are not one-hot, truncated files and pickled arrays, which are never unpickled. HDF5
+    data sets have to lie in the file itself, all of them written: links, external and virtual data, chunks that are
+    missing or not of their size, filters other than gzip, shuffle and fletcher32, and more than 64 times the file's
+    size are refused.
     """
     ROOT("root", root)
     Whole(1)("fold", fold)
@@ -184,6 +189,8 @@ def _read_target(folder: Path, part: str) -> tuple[list[str], np.ndarray]:
         names = (np.char.decode(ids, "utf-8") if ids.dtype.kind == "S" else ids).tolist()
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: expected ids in UTF-8 ({error})") from error
+    if broken := [name for name in names if not encodable(name)]:
+        raise ValueError(f"{path}: expected ids of whole characters, got {broken[0]!r}")
 
     path = folder / f"{part}_label.npy"
     labels = read_npy(path)
@@ -293,14 +300,34 @@ def _stored(path: Path, group: Any, name: str, expected: str) -> Any:
         raise ValueError(f"{path}: {name} lies in other files; expected the numbers themselves")
     count = math.prod(values.shape)
     if values.chunks:
-        whole = values.id.get_num_chunks() == math.prod(
-            -(-n // c) for n, c in zip(values.shape, values.chunks, strict=True)
-        )
+        chunks = [-(-n // c) for n, c in zip(values.shape, values.chunks, strict=True)]
+        whole = values.id.get_num_chunks() == math.prod(chunks)
     else:
         whole = values.id.get_storage_size() >= count * values.dtype.itemsize
     if count and not whole:
         raise ValueError(f"{path}: {name} declares {values.dtype} {values.shape}, but not all of it was ever written")
     return values
+
+
+def _check_chunks(path: Path, name: str, values: Any, left: int) -> None:
+    """ValueError unless every chunk has, unpacked, exactly its size: the library reads on beyond a shorter one."""
+    settings, size = values.id.get_create_plist(), math.prod(values.chunks) * values.dtype.itemsize
+    filters = [settings.get_filter(i)[0] for i in range(settings.get_nfilters())]
+    if size > left + _ALLOWED or any(kind not in (_DEFLATE, _SHUFFLE, _FLETCHER32) for kind in filters):
+        raise ValueError(
+            f"{path}: {name} is stored in chunks of {size} bytes with the filters {filters}; expected no others than "
+            f"gzip (1), shuffle (2) and fletcher32 (3), and chunks no larger than the file can hold"
+        )
+    for i in range(values.id.get_num_chunks()):
+        place = values.id.get_chunk_info(i)
+        mask, raw = values.id.read_direct_chunk(place.chunk_offset)
+        for kind in reversed(filters):
+            if kind == _FLETCHER32:
+                raw = raw[:-4]
+            elif kind == _DEFLATE:
+                raw = zlib.decompressobj().decompress(raw, size + 1)
+        if mask or place.filter_mask or len(raw) != size:
+            raise ValueError(f"{path}: {name}: chunk {i} has {len(raw)} bytes, expected {size}; the file is damaged")
 
 
 def _read_utterance(path: Path, file: Any, name: str, width: int, limit: int | None, left: int) -> np.ndarray:
@@ -314,8 +341,10 @@ def _read_utterance(path: Path, file: Any, name: str, width: int, limit: int | N
             f"{path}: {name} declares {values.dtype} {values.shape}, more than {_AMPLE} times what the file can hold"
         )
     try:
+        if values.chunks:
+            _check_chunks(path, name, values, left)
         x = values[:rows]
-    except (OSError, KeyError, RuntimeError) as error:
+    except (OSError, KeyError, RuntimeError, zlib.error) as error:
         raise ValueError(f"{path}: cannot read {name} ({error}); the file is damaged, copy it again") from error
     with np.errstate(over="ignore"):
         x = x.astype(np.float32, copy=False)
@@ -387,6 +416,8 @@ def _read_statistics(path: Path, fold: int) -> tuple[np.ndarray, np.ndarray]:
                 raise ValueError(
                     f"{path}: expected mean and std [{width}] of fold {fold}, got {values.shape} for {key}"
                 )
+            if values.chunks:
+                _check_chunks(path, key, values, _ALLOWED)
             with np.errstate(over="ignore"):
                 found[key] = np.asarray(values[()], np.float32)
     mean, std = found["mean"], found["std"]

@@ -44,7 +44,8 @@ def load(
     valid, test : shares of the 2,000 samples
     standardised : zero mean and unit variance per feature, measured on train; otherwise the files' values
 
-    Raises FileNotFoundError and ValueError that name the file and the expected layout.
+    Raises FileNotFoundError and ValueError that name the file: other columns, cells that are no finite numbers below
+    1e30, classes that differ between the files, fewer than 3 digits of a class, or 10 in a split.
     """
     check_all(OPTIONS, locals())
     root = need_root(root, "mfeat", LAYOUT)

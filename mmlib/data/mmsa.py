@@ -23,7 +23,7 @@ import torch
 
 from ..batch import MultimodalBatch, MultimodalDataset, stable_ids
 from ..checks import Flag, Maybe, OneOf, Whole, check_all, check_known, shown
-from ._shared import FRAMES, ROOT, fingerprint, plain_numbers, some_of
+from ._shared import FRAMES, ROOT, encodable, fingerprint, plain_numbers, some_of
 from .pickles import safe_pickle_load
 
 __all__ = ["LAYOUT", "MODALITIES", "load", "transcripts"]
@@ -411,6 +411,8 @@ class _File:
             if not pieces or not all(isinstance(p, (str, bytes, int, float, np.generic)) for p in pieces):
                 raise ValueError(f"{self.at(split, 'id')}: expected a name or number a sample, got {shown(value)}")
             key = "$_$".join(p.decode("utf-8", "replace") if isinstance(p, bytes) else str(p) for p in pieces)
+            if not encodable(key):
+                raise ValueError(f"{self.at(split, 'id')}: expected names of whole characters, got {key!r}")
             times[key] = times.get(key, 0) + 1
             names.append(f"{prefix}{key}" + (f"#{times[key]}" if times[key] > 1 else ""))
         return names

@@ -307,8 +307,10 @@ class MultimodalBatch:
         fill : per token modality the id of a dropped token
         Raises ValueError for a batch with a modality that is not among them.
         """
+        Named(ANY)("feature_shapes", feature_shapes)
+        Named(Whole(0), 0)("fill", fill)
         if unknown := [name for name in self.features if name not in feature_shapes]:
-            raise ValueError(f"features: unknown modalities {unknown}; expected some of {list(feature_shapes)}")
+            raise ValueError(f"features: unknown modalities {unknown}; feature_shapes has {list(feature_shapes)}")
         features, valid, observed, columns = {}, {}, {}, []
         for name, shape in feature_shapes.items():
             if name in self.features:
@@ -579,6 +581,7 @@ class MultimodalDataset(torch.utils.data.Dataset):
             raise ValueError("features: expected at least one modality, got none")
         _check_names(features)
         Flag()("allow_empty", allow_empty)
+        Maybe(Named(ANY, 0))("info", info)
         sizes = _vocabularies(tokens, features)
         for what, given in (("lengths", lengths), ("fill", fill)):
             if given is not None:
@@ -666,14 +669,14 @@ class MultimodalDataset(torch.utils.data.Dataset):
         """
         if not hasattr(frame, "columns") or not hasattr(frame, "index"):
             raise TypeError(f"frame: expected a pandas DataFrame, got {shown(frame)}")
-        Is("a dict of lists of columns", Mapping)("columns", columns)
+        Named(ANY)("columns", columns)
         lists = {m: _names_of(f"columns[{m!r}]", given) for m, given in columns.items()}
         asked = [] if target is None else list(target) if isinstance(target, (list, tuple)) else [target]
         wanted = [c for names in lists.values() for c in names] + asked
         if unknown := [c for c in wanted if c not in frame.columns]:
-            raise ValueError(f"columns: {unknown} are not in the frame, which has {list(frame.columns)}")
+            raise ValueError(f"columns, target: {unknown} are not in the frame, which has {list(frame.columns)}")
         if len(set(wanted)) != len(wanted):
-            raise ValueError("columns: expected every column once, got one in two places")
+            raise ValueError("columns, target: expected every column once, got one in two places")
         y = None if target is None else frame[asked] if isinstance(target, (list, tuple)) else frame[target]
         return cls.from_arrays({m: frame[names] for m, names in lists.items()}, y, **options)
 

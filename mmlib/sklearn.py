@@ -21,7 +21,7 @@ from torch import nn
 from .backbones import GenericBackbone
 from .backbones.evaluators import MLPEvaluator
 from .batch import MultimodalDataset
-from .checks import RATE, Flag, OneOf, Whole, check_known
+from .checks import RATE, Flag, Is, Maybe, Named, OneOf, Whole, check_known
 from .methods import BALM, CGGM, DEAR, DREAM, MCE, OGMGE, PMR, JointTraining, MBTSample
 from .missing import MissingPlan
 from .training import TrainConfig, fit, predict, random_state
@@ -177,7 +177,11 @@ class _MissingModality(BaseEstimator):
         RATE("modality_dropout", self.modality_dropout)
         RATE("validation_fraction", self.validation_fraction)
         Flag()("verbose", self.verbose)
-        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        Maybe(Named(Is("an option", object), 0))("method_options", self.method_options)
+        try:
+            seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        except ValueError as error:
+            raise ValueError(f"random_state: {error}") from error
         self.feature_shapes_ = data.feature_shapes
         data = MultimodalDataset(data.data.replace(target=target), info)
         rows = data.present.any(-1).nonzero()[:, 0].numpy()

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from scipy import optimize, stats
 
-from .checks import Number
+from .checks import Number, shown
 from .metrics import Interval
 
 __all__ = ["equivalent", "holm", "p_value", "paired_interval"]
@@ -96,7 +96,10 @@ def holm(p: Any) -> np.ndarray:
 
 
 def _numbers(name: str, values: Any) -> np.ndarray:
-    found = np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
+    try:
+        found = np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
+    except ValueError as error:  # rows of unequal lengths
+        raise ValueError(f"{name}: expected an array of numbers, got {shown(values)}") from error
     if found.dtype.kind not in "buif":
         raise TypeError(f"{name}: expected an array of numbers, got {type(values).__name__} of {found.dtype}")
     return found.astype(np.float64)

@@ -45,6 +45,7 @@ from .checks import (
     Function,
     Is,
     Maybe,
+    Named,
     Number,
     OneOf,
     Several,
@@ -1212,7 +1213,8 @@ def class_names(logits: Tensor, info: Mapping[str, Any]) -> list[Any]:
 
     Raises ValueError for a data set without names, or with another number of them.
     """
-    names = info.get("classes")
+    names = Named(Is("anything", object), 0)("info", info).get("classes")
+    Maybe(Several(Is("a name", object)))("info['classes']", names)
     if names is None or Array("float", "[*N, K]")("logits", logits).shape[-1] != len(names):
         got = "none" if names is None else f"{len(names)} for logits {tuple(logits.shape)}"
         raise ValueError(f"info: expected the names of K classes in info['classes'], got {got}")

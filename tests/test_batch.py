@@ -563,8 +563,8 @@ class TestFromFrame:
     @pytest.mark.parametrize(
         ("columns", "target", "message"),
         [
-            ({"a": ["u", "x"]}, "y", r"columns: \['x'\] are not in the frame"),
-            ({"a": ["u"]}, "z", r"columns: \['z'\] are not in the frame"),
+            ({"a": ["u", "x"]}, "y", r"columns, target: \['x'\] are not in the frame"),
+            ({"a": ["u"]}, "z", r"columns, target: \['z'\] are not in the frame"),
             ({"a": ["u"], "b": ["u"]}, "y", "every column once"),
             ({"a": ["u"], "b": ["y"]}, "y", "every column once"),
         ],

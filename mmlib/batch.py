@@ -585,7 +585,7 @@ class MultimodalDataset(torch.utils.data.Dataset):
         sizes = _vocabularies(tokens, features)
         for what, given in (("lengths", lengths), ("fill", fill)):
             if given is not None:
-                _check_known(what, Is("a dict by modality", Mapping)(what, given), features)
+                check_known(what, Is("a dict by modality", Mapping)(what, given), features)
         fill = dict(fill or {})
         for name, value in fill.items():
             Whole(0, below=sizes.setdefault(name, None) or math.inf)(f"fill[{name!r}]", value)
@@ -701,11 +701,6 @@ def _check_names(names: Iterable[Any]) -> None:
             )
 
 
-def _check_known(what: str, given: Iterable[Any], features: Iterable[str]) -> None:
-    if unknown := [name for name in given if name not in (known := list(features))]:
-        raise ValueError(f"{what}: unknown modalities {unknown}; known are {known}")
-
-
 def _names_of(what: str, given: Any) -> list[Any]:
     if isinstance(given, (str, bytes)) or not isinstance(given, Iterable):
         raise TypeError(f"{what}: expected a list of names, got {shown(given)}")
@@ -715,7 +710,7 @@ def _names_of(what: str, given: Any) -> list[Any]:
 def _vocabularies(tokens: Any, features: Mapping[str, Any]) -> dict[str, int | None]:
     """Per modality of token ids the size of its vocabulary, None where it is not said."""
     sizes: dict[str, int | None] = dict.fromkeys(_names_of("tokens", tokens))
-    _check_known("tokens", sizes, features)
+    check_known("tokens", sizes, features)
     if isinstance(tokens, Mapping):
         sizes = {name: int(Whole(1)(f"tokens[{name!r}]", size)) for name, size in tokens.items()}
     return sizes

@@ -47,7 +47,6 @@ __all__ = [
     "Several",
     "Text",
     "Whole",
-    "as_tensor",
     "check_all",
     "check_known",
     "check_options",
@@ -300,16 +299,6 @@ class Named:
 
 
 SHAPES = Named(Several(Whole(1), 1, 4))  # one sample of each modality: (T,), (T, D), (C, H, W), (C, X, Y, Z)
-
-
-def as_tensor(name: str, values: Any) -> Tensor:
-    """``values`` (an array, a list of numbers) as a tensor; TypeError or ValueError that names the argument."""
-    try:
-        return torch.as_tensor(values)
-    except (TypeError, RuntimeError) as error:
-        raise TypeError(f"{name}: expected numbers, got {shown(values)}") from error
-    except ValueError as error:
-        raise ValueError(f"{name}: expected an array of numbers, got {shown(values)} ({error})") from error
 
 
 def check_known(name: str, given: Iterable[Any], known: Iterable[str], what: str = "modalities") -> None:

@@ -33,7 +33,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Generator, Tensor
 
-from .batch import BATCH, DATASET, MultimodalBatch, MultimodalDataset, frame_axis
+from .batch import BATCH, DATASET, MultimodalBatch, MultimodalDataset, frame_axis, tensor
 from .checks import (
     PATH,
     Array,
@@ -48,7 +48,6 @@ from .checks import (
     Several,
     Text,
     Whole,
-    as_tensor,
     check_known,
     check_options,
     option,
@@ -187,7 +186,7 @@ def _some_left(rates: Sequence[float], name: str = "rates") -> None:
 
 
 def _as_lengths(lengths: Any, columns: int | None) -> Tensor:
-    counts = as_tensor("lengths", lengths)
+    counts = tensor("lengths", lengths)
     rank = 1 if columns is None else 2
     if counts.ndim != rank or counts.is_floating_point() or counts.dtype == torch.bool or counts.numel() == 0:
         wanted = "[n]" if columns is None else "[n, M]"
@@ -450,7 +449,7 @@ def frame_mask(
     Flag()("keep_ends", keep_ends)
     Flag()("keep_one", keep_one)
     base = _within(counts.cpu(), max_len)
-    if (per_sample := as_tensor("rate", rate)).dtype == torch.bool:
+    if (per_sample := tensor("rate", rate)).dtype == torch.bool:
         raise TypeError(f"rate: expected missing rates in [0, 1], got {shown(rate)}")
     per_sample = per_sample.to(torch.float64).cpu()
     if per_sample.ndim > 1 or (per_sample.ndim == 1 and per_sample.shape != counts.shape):

@@ -74,7 +74,9 @@ def load(name: str, root: str | os.PathLike[str] | None = None, **options: Any) 
 
     Every split's ``info`` holds name, task, outputs, classes (list of str or None), source, licence, fingerprint (of
     this split's contents), split and split_seed. Raises ValueError for an unknown name or a value out of range,
-    TypeError for an unknown option, FileNotFoundError with the expected layout where files are missing.
+    TypeError for an unknown option, FileNotFoundError with the expected layout where files are missing. A file that is
+    truncated, damaged, of another layout, or larger unpacked than it can be, ends in a ValueError that names it. What
+    has no checksum cannot be noticed: a pixel, a number, or a row that is another.
     """
     loader = _loader(name)
     ROOT("root", root)

@@ -215,6 +215,7 @@ def test_double_precision_and_state_round_trip(M):
     assert torch.equal(other.eval()(batch), model(batch))
 
 
+@pytest.mark.slow
 @EVERY
 def test_trains(M):
     model, batch = make_model(M).train(), make_batch(M, B=16)
@@ -339,6 +340,7 @@ def test_pretraining_is_adam_on_the_task_loss():
         assert torch.equal(a, b)
 
 
+@pytest.mark.slow
 def test_pretraining_keeps_the_epoch_with_the_smallest_loss_on_validation():
     train, valid = _toy(), _toy(seed=1, shift=0.3)  # on which the loss rises again
     loss = lambda net: nn.functional.cross_entropy(net(valid[:]), valid.target).item()

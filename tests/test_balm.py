@@ -492,6 +492,7 @@ def test_training_is_the_literal_loop(options: dict, scores: bool) -> None:
     assert (options == {}) == torch.allclose(weights(net), weights(default), atol=1e-7)  # every option matters
 
 
+@pytest.mark.slow
 def test_the_plug_in_takes_ten_lines() -> None:
     audio, image, y = next(stream(60, 1))
     y = (audio[:, 0] > 0).long() + (image[:, 0] > 0).long()
@@ -863,6 +864,7 @@ def test_what_balm_is_made_of() -> None:
     assert method.rebalancing.heads.weight.shape == (2, 3, 8)  # each head's output layer is shaped as the fused one
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("variant", "calibration", "mu", "terms"),
     [
@@ -894,6 +896,7 @@ def test_variants(variant: str, calibration: bool, mu: bool, terms: set) -> None
     assert set(READINGS) == {"paper", "released"}
 
 
+@pytest.mark.slow
 def test_monitoring_changes_nothing_of_the_plain_training() -> None:
     data = toy()
     config = TrainConfig(epochs=3, batch_size=16, lr=1e-2, select="last", clip=0.5)
@@ -1091,6 +1094,7 @@ def test_what_balm_refuses() -> None:
 # In the loop
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [{}, {"cos_on": "grad"}, {"interval": "epoch", "smoothing": 0.5}, {"reading": "released", "measure": True}],
@@ -1135,6 +1139,7 @@ def test_weights_go_to_a_file_and_back(tmp_path: Path) -> None:
     assert all(p.grad is None for p in method.parameters())
 
 
+@pytest.mark.slow
 def test_accumulation_is_the_big_batch() -> None:
     data = toy(64)
     results = []
@@ -1149,6 +1154,7 @@ def test_accumulation_is_the_big_batch() -> None:
         torch.testing.assert_close(torch.as_tensor(a), torch.as_tensor(b), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_it_trains_in_bf16_and_the_state_stays_in_full_precision() -> None:
     data = toy()
     losses = []
@@ -1272,6 +1278,7 @@ def test_masks_of_the_papers_settings() -> None:
 # It learns, and the runner knows it
 
 
+@pytest.mark.slow
 def test_it_learns_digits_with_parts_missing() -> None:
     splits = sources.load("digits")
     plan = MissingPlan("imbalanced", rates=[0.5, 0.3, 0.7], seed=0)
@@ -1282,6 +1289,7 @@ def test_it_learns_digits_with_parts_missing() -> None:
     assert accuracy > 0.85
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["balm", "cggm", "ogm_ge"])
 def test_the_runner_knows_it(name: str) -> None:
     config = {
@@ -1298,6 +1306,7 @@ def test_the_runner_knows_it(name: str) -> None:
     assert rows[-1]["value"] > 0.3
 
 
+@pytest.mark.slow
 def test_a_foreign_net_trains_in_the_loop() -> None:
     """The plug-in inside a method of one's own, with `fit` doing the rest."""
 

@@ -203,6 +203,7 @@ def train(name: str, method: nn.Module, epochs: int, path: Path | None = None, *
     return fit(method, ALL[name][1], config=config, train_plan=plan, checkpoint=path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 def test_a_longer_run_goes_on_to_the_bit_and_no_other_option_does(name: str, tmp_path: Path) -> None:
     whole, first, path = build(name), build(name), tmp_path / "run.pt"
@@ -388,6 +389,7 @@ def flipped(content: bytes, places: int) -> Iterator[bytes]:
         yield bytes(changed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["weights", "checkpoint"])
 def test_no_flipped_bit_passes(tmp_path: Path, kind: str) -> None:
     path, method = tmp_path / "a file.pt", Stack()
@@ -423,6 +425,7 @@ def rewritten(path: Path, **changes: Any) -> None:
 GONE = object()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_its_keys_or_with_other_types_names_file_and_key(tmp_path: Path) -> None:
     path, config = tmp_path / "run.pt", TrainConfig(epochs=2, select="last", batch_size=12, schedule="cosine")
     hook = Stored()

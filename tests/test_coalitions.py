@@ -326,6 +326,7 @@ def test_redundant_modalities_share_equally():
         torch.testing.assert_close(shapley_values(v), torch.full((M,), 1 / M))
 
 
+@pytest.mark.slow
 def test_compile_accepts_the_tensor_functions():
     compiled = lambda f: torch.compile(f, fullgraph=True, backend="eager")
     v = torch.randn(3, 8)
@@ -467,6 +468,7 @@ def test_errors_of_monte_carlo():
 # --- logits of every coalition ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @BOTH
 @PRESENT
 @pytest.mark.parametrize("M", [2, 3, 6])

@@ -69,6 +69,7 @@ print("trained", len(losses))
 '''
 
 
+@pytest.mark.slow
 def test_core_copied_and_renamed_trains(tmp_path):
     missing = [name for name in CORE if not (ROOT / name).exists()]
     if missing:

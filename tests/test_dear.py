@@ -375,6 +375,7 @@ def test_weights_and_entropy_by_hand():
     assert weight_entropy(torch.tensor([1.0, 0, 0])).item() == 0
 
 
+@pytest.mark.slow
 def test_a_weight_that_underflows_leaves_finite_gradients() -> None:
     d = torch.tensor([[0.5, 400.0, 1.0], [300.0, 0.0, 900.0]], requires_grad=True)
     w = reliability_weights(d)
@@ -420,6 +421,7 @@ def test_a_scaled_key_is_flat_attention_and_a_bias_is_none():
 # --- each part counts -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_loss_term_is_there_weighted_and_reaches_parameters():
     batch = make_batch()
     base = make(batch)(batch).losses
@@ -496,6 +498,7 @@ def test_what_is_missing_by_nature_has_no_part_in_alignment_and_calibration():
     assert sum(losses.values()).isfinite()
 
 
+@pytest.mark.slow
 def test_skipped_terms_are_in_the_history():
     data = MultimodalDataset(make_batch(n=8, dtype=torch.float32, drop=False))
     present = torch.ones(8, 3, dtype=torch.bool)
@@ -596,6 +599,7 @@ def test_the_layer_has_lnlns_parameters():
     assert sum(p.numel() for p in TransformerLayer(128, 8, 64).parameters()) == 296_320
 
 
+@pytest.mark.slow
 def test_parameters_with_bert_base():
     """Table 8 says 114 M with BERT; 112 M as printed, 114.0 M with LNLN's encoders. No weights are made."""
     transformers = pytest.importorskip("transformers", reason="BERT's configuration is in transformers")
@@ -728,6 +732,7 @@ def test_bad_texts_and_encoders():
 # --- in use -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reading", list(READINGS))
 def test_it_learns_and_comes_back_from_disk(reading, tmp_path):
     g = torch.Generator().manual_seed(0)
@@ -784,6 +789,7 @@ def test_running_variance_scales_the_diagnosis():
     torch.testing.assert_close(scaled.variance, before)  # nothing seen, nothing learnt
 
 
+@pytest.mark.slow
 def test_one_sample_identical_samples_and_a_constant_prediction():
     batch = make_batch(n=1)
     model = make(batch)
@@ -820,6 +826,7 @@ def test_nan_is_found():
             look(batch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alignment", ["mmd", "sinkhorn", "mse"])
 def test_mixed_precision_and_compilation(alignment):
     batch = make_batch(dtype=torch.float32)

@@ -275,6 +275,7 @@ def test_equals_the_slow_version(net, options, missing):
         np.testing.assert_allclose(logits[b, : len(expected)], expected, atol=1e-9, rtol=0)
 
 
+@pytest.mark.slow
 @EVERY
 @settings(deadline=None, max_examples=10)
 @given(seed=st.integers(0, 10**6), lengths=st.lists(st.integers(1, 6), min_size=1, max_size=4))
@@ -500,6 +501,7 @@ class Tally(TorchDispatchMode):
         return out
 
 
+@pytest.mark.slow
 @EVERY
 def test_memory_is_linear_in_dialogues(net):
     model, counts = make(net).train(), {}
@@ -526,6 +528,7 @@ def rnn(gates, width, hidden):  # two layers, two directions
     return layer(width) + layer(2 * hidden)
 
 
+@pytest.mark.slow
 def test_parameter_counts():
     linear = {"audio": 1582 * 200 + 200, "language": 1024 * 200 + 200, "vision": 342 * 200 + 200}
     net = MMGCNBackbone()
@@ -628,6 +631,7 @@ def talk():
     return data.load("conversations", sizes=(40, 10, 20), lengths=(1, 8))
 
 
+@pytest.mark.slow
 @EVERY
 def test_trains_with_masks_and_beats_guessing(net, talk):
     torch.manual_seed(0)
@@ -702,6 +706,7 @@ def test_half_precision_stays_finite(net):
     assert all(bool(torch.isfinite(p.grad).all()) for p in model.parameters() if p.grad is not None)
 
 
+@pytest.mark.slow
 @pytest.mark.real
 @EVERY
 def test_on_real_mosi(net, real_data):
@@ -770,6 +775,7 @@ def test_bad_configurations(config, options, message):
         config(**options)
 
 
+@pytest.mark.slow
 def test_readings_and_data(talk):
     for net in ("mmgcn", "mmdfn"):
         kind = NETS[net][0]

@@ -472,6 +472,7 @@ def test_padding_is_not_read():
     assert torch.equal(model(batch.replace(features=junk)).logits, model(batch).logits)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=20)
 @given(seed=st.integers(0, 10_000), M=st.integers(1, 4))
 def test_a_missing_modality_never_shifts_the_prediction(seed, M):
@@ -549,6 +550,7 @@ def test_gradient_reaches_every_parameter_but_the_evaluator(options):
             assert p.grad.abs().sum() > 0, name
 
 
+@pytest.mark.slow
 def test_each_loss_term_does_its_own():
     batch = _batch(n=12)
     model = _dream(batch)
@@ -795,6 +797,7 @@ def test_a_model_with_drawn_orders(kind):
     assert model(batch).losses.keys() == {"task", "distillation"}
 
 
+@pytest.mark.slow
 def test_more_modalities_than_any_table_holds():
     names = [f"m{i}" for i in range(20)]
     g = torch.Generator().manual_seed(0)
@@ -869,6 +872,7 @@ def _learnable(n=60, seed=0):
     return MultimodalDataset.from_arrays(features, y)
 
 
+@pytest.mark.slow
 def test_fit_save_load_predict(tmp_path):
     plan = MissingPlan("bernoulli", rates=[0.3, 0.3, 0.3], seed=0)
     data = plan.draw(_learnable()).apply(_learnable())
@@ -911,6 +915,7 @@ def test_for_data_trains_the_evaluator_where_it_is_told_how():
     assert same.evaluator is evaluator
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_mixed_precision_does_not_touch_the_scores(precision):
     data = _learnable(12)
@@ -924,6 +929,7 @@ def test_mixed_precision_does_not_touch_the_scores(precision):
     assert torch.equal(alone.pas, inside.pas)
 
 
+@pytest.mark.slow
 def test_the_runner_trains_the_evaluator_first(monkeypatch):
     from mmlib import experiments
 
@@ -952,6 +958,7 @@ def test_the_runner_trains_the_evaluator_first(monkeypatch):
         experiments.train_and_score({**config, "method_options": {"evaluator": "bert"}})
 
 
+@pytest.mark.slow
 def test_the_runner_with_a_resampling_plan_on_scores():
     from mmlib.experiments import train_and_score
 

@@ -111,6 +111,7 @@ def test_cubemlp_sizes():
 # --- what all of them do ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("net", NETS)
 @pytest.mark.parametrize("target", ["classes", "labels", "scores"])
 def test_trains_on_every_kind_of_target(net, target):
@@ -351,6 +352,7 @@ def test_self_mm_training_follows_the_rule():
         np.testing.assert_allclose(method.labels.numpy(), own, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_self_mm_trains_its_unimodal_heads():
     data = _data(30, "scores", shapes={**SHAPES, "vision": (4, 4)})
     net = SelfMMEvaluator.for_data(data)

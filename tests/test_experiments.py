@@ -260,6 +260,7 @@ def test_a_run_that_lost_a_row_or_was_edited_is_refused(tmp_path: Path, change: 
             read(path)
 
 
+@pytest.mark.slow
 def test_a_run_says_which_kernels_computed_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in KERNELS:
         monkeypatch.delenv(name, raising=False)
@@ -276,6 +277,7 @@ def test_a_run_says_which_kernels_computed_it(tmp_path: Path, monkeypatch: pytes
     assert other == " ".join(["DEFAULT", *here.split()[1:], "ATEN_CPU_CAPABILITY=default", "MKL_CBWR=COMPATIBLE"])
 
 
+@pytest.mark.slow
 def test_a_torn_last_line_is_repaired(tmp_path: Path) -> None:
     path = tmp_path / "squares.csv"
     configs = grid(x=[1, 2, 3])
@@ -453,6 +455,7 @@ def test_subsets_are_named_by_their_modalities() -> None:
     }
 
 
+@pytest.mark.slow
 def test_train_and_score_on_every_subset() -> None:
     rows = train_and_score({**SMALL, "train_plan": {"kind": "bernoulli", "rates": [0.3, 0.3, 0.3]}, "seed": 3})
     test = sources.load("digits")["test"]
@@ -474,6 +477,7 @@ def test_train_and_score_on_every_subset() -> None:
     assert [r["value"] for r in again] == [r["value"] for r in rows]
 
 
+@pytest.mark.slow
 def test_train_and_score_under_named_plans_and_on_some_modalities() -> None:
     asked = [
         "complete",
@@ -495,6 +499,7 @@ def test_samples_that_a_condition_leaves_empty_are_not_scored() -> None:
     assert rows[-1]["value"] == pytest.approx(float(np.mean((found == target)[found >= 0])))
 
 
+@pytest.mark.slow
 def test_train_and_score_on_scores() -> None:
     pytest.importorskip("mmlib.data.synthetic")
     options = {"task": "regression"} if "task" in sources.options("synthetic") else None
@@ -514,6 +519,7 @@ TALK = {
 NETS = {"mmgcn": {"width": 16, "hidden": 8}, "mmdfn": {"width": 16, "hidden": 8, "layers": 2}, "gcnet": {"width": 8}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("net", list(NETS))
 @pytest.mark.parametrize("assign", ["shuffled", "blocked"])
 def test_train_and_score_on_dialogues(net: str, assign: str) -> None:
@@ -551,6 +557,7 @@ def test_train_and_score_on_dialogues(net: str, assign: str) -> None:
     assert [r["value"] for r in train_and_score(config)] == [r["value"] for r in rows]
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_train_and_score_on_real_dialogues(real_data: Path) -> None:
     path = real_data / "mosi" / "mosi_conversation.pkl"
@@ -567,6 +574,7 @@ def test_train_and_score_on_real_dialogues(real_data: Path) -> None:
     assert np.isnan(rows.predictions["vision"]).sum() == 558
 
 
+@pytest.mark.slow
 def test_dear_is_a_whole_model(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = {"width": 8, "heads": 2, "head_width": 4, "hidden": 8}
     config = {**SMALL, "method": "dear", "method_options": sizes, "train_plan": {"kind": "lnln"}, "test": "complete"}
@@ -578,6 +586,7 @@ def test_dear_is_a_whole_model(monkeypatch: pytest.MonkeyPatch) -> None:
         train_and_score({**config, "method_options": {**sizes, "text_encoder": "some-name"}})
 
 
+@pytest.mark.slow
 def test_other_methods_join_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
 

@@ -85,6 +85,7 @@ def test_names_that_meet_have_their_own_colour(together):
     assert len({f.marker(n) for n in together}) == len(together)
 
 
+@pytest.mark.slow
 def test_colours_are_fixed_for_any_name():
     assert f.colour("Audio") == f.colour("audio") == f.MODALITY_COLOURS["audio"]
     assert f.colour("modality_dropout") == f.METHOD_COLOURS["modality dropout"]
@@ -94,6 +95,7 @@ def test_colours_are_fixed_for_any_name():
     assert other[0] in f.PALETTE
 
 
+@pytest.mark.slow
 def test_import_changes_nothing():
     code = (
         "import sys, mmlib.figures; assert 'matplotlib.pyplot' not in sys.modules; import matplotlib as m;"

@@ -28,6 +28,7 @@ def test_the_file_is_replaced_and_nothing_is_left_beside_it(tmp_path: Path) -> N
     assert list(path.parent.iterdir()) == [path]
 
 
+@pytest.mark.slow
 def test_atomic_write_keeps_the_old_file_where_the_limit_on_size_is_hit(tmp_path: Path) -> None:
     script = (
         "import resource, signal, sys\n"

@@ -308,6 +308,7 @@ class TestFrames:
             MultimodalDataset.from_frame(*arguments)
 
 
+@pytest.mark.slow
 def test_strings_in_strings_out() -> None:
     rng = np.random.default_rng(0)
     y = rng.integers(0, 3, 90)

@@ -68,6 +68,7 @@ def test_mmd_sees_what_means_do_not():
     assert mmd(x, y) > 0.1
 
 
+@pytest.mark.slow
 @QUICK
 @given(
     st.integers(1, 6), st.integers(1, 6), st.integers(1, 4), st.integers(0, 10**6), st.floats(1e-3, 1e3), st.booleans()
@@ -166,6 +167,7 @@ def test_bad_bandwidths(bandwidths):
         mmd(*_clouds(), bandwidths)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("distance", [mmd, sinkhorn])
 def test_half_precision_and_compilation(distance):
     x, y = _clouds(dtype=torch.float32)
@@ -202,6 +204,7 @@ def _log_mean_exp(v) -> float:
     return v.max() + math.log(np.exp(v - v.max()).mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("epsilon", [0.5, 5.0])
 def test_sinkhorn_against_the_loop(epsilon):
     x, y = _clouds(5, 4, 2)
@@ -210,6 +213,7 @@ def test_sinkhorn_against_the_loop(epsilon):
     assert sinkhorn(x, y, epsilon).item() == pytest.approx(expected, rel=2e-3)
 
 
+@pytest.mark.slow
 def test_sinkhorn_against_pot():
     """The primal value of the plan that POT finds, its entropy as a relative entropy to the product."""
     ot = pytest.importorskip("ot", reason="the oracle is POT")
@@ -232,6 +236,7 @@ def test_sinkhorn_against_pot():
     assert sinkhorn(x, y).item() == pytest.approx(exact, rel=0.03)
 
 
+@pytest.mark.slow
 def test_sinkhorn_by_hand():
     """One point each: the only plan; OT(x, x) = 0."""
     assert sinkhorn(torch.tensor([[0.0, 0.0]]), torch.tensor([[3.0, 4.0]])).item() == pytest.approx(25.0)
@@ -241,6 +246,7 @@ def test_sinkhorn_by_hand():
     assert sinkhorn(x, x + shift, 0.5, 2000).item() == pytest.approx(0.25, abs=1e-4)
 
 
+@pytest.mark.slow
 @QUICK
 @given(st.integers(1, 6), st.integers(1, 6), st.integers(1, 3), st.integers(0, 10**6), st.sampled_from([0.01, 0.05, 1]))
 def test_sinkhorn_properties(n, m, width, seed, epsilon):
@@ -254,6 +260,7 @@ def test_sinkhorn_properties(n, m, width, seed, epsilon):
     assert sinkhorn(x[order], y, epsilon).item() == pytest.approx(value.item(), rel=1e-9, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_sinkhorn_gradients():
     x, y = (c.requires_grad_() for c in _clouds(4, 3, 2))
     assert torch.autograd.gradcheck(lambda x, y: sinkhorn(x, y, 2.0, 400), (x, y), atol=1e-5)

@@ -128,6 +128,7 @@ def test_bounds_belong_to_the_band_above_them() -> None:
     assert copies[:, 0].tolist() == [0, 1, 1, 2, 2, 3, 0, 1]
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=30)
 @given(
     M=st.integers(1, 4),
@@ -303,6 +304,7 @@ class Interrupt:
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resample", [False, True])
 def test_an_interrupted_run_resumes_to_the_bit(tmp_path: Path, resample: bool) -> None:
     data, valid = toy(M=3), toy(30, 1, M=3)
@@ -324,6 +326,7 @@ def test_an_interrupted_run_resumes_to_the_bit(tmp_path: Path, resample: bool) -
     assert forget(history.epochs) == forget(expected.epochs)
 
 
+@pytest.mark.slow
 def test_it_learns_digits_with_parts_missing() -> None:
     splits = sources.load("digits")
     plan = MissingPlan("imbalanced", rates=[0.2, 0.5, 0.8], seed=0)
@@ -336,6 +339,7 @@ def test_it_learns_digits_with_parts_missing() -> None:
         assert accuracy > least
 
 
+@pytest.mark.slow
 def test_the_runner_knows_it() -> None:
     train = {"epochs": 3, "lr": 3e-3}
     rows = train_and_score(

@@ -145,6 +145,7 @@ class Reference:
         return {"task": task, "single": single, "subset": sub / k, "completion": aux / k}, A, B, phi, U
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("M", [2, 3, 4])
 @pytest.mark.parametrize("regression", [False, True])
 def test_every_loss_and_factor_is_its_equation(M, regression):
@@ -161,6 +162,7 @@ def test_every_loss_and_factor_is_its_equation(M, regression):
     np.testing.assert_array_equal(last["counts"].numpy(), batch.present.sum(0).numpy())
 
 
+@pytest.mark.slow
 def test_the_weights_of_the_objective():
     batch = _batch()
     base = _mce(batch)(batch).losses
@@ -170,6 +172,7 @@ def test_the_weights_of_the_objective():
     assert set(_mce(batch, lambda_single=0, lambda_sub=0, lambda_aux=0)(batch).losses) == {"task"}
 
 
+@pytest.mark.slow
 def test_each_term_reaches_its_parts_and_the_factors_carry_no_gradient():
     batch = _batch(n=24)
     parts = {
@@ -263,6 +266,7 @@ def test_released_shapley_reverses_the_order():
         released_shapley(counts, 2)
 
 
+@pytest.mark.slow
 @given(st.lists(st.floats(0, 100), min_size=8, max_size=8))
 @settings(deadline=None, max_examples=25)
 def test_released_shapley_of_three_by_hand(c):
@@ -338,6 +342,7 @@ class Segmenter(Backbone):
         return self.decoder(z)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [1, 3])
 def test_segmentation_trains(classes):
     torch.manual_seed(0)
@@ -550,6 +555,7 @@ def test_a_modality_absent_from_the_batch():
 # --- sampled coalitions and permutations ---
 
 
+@pytest.mark.slow
 def test_drawn_coalitions_leave_the_means_unbiased():
     batch = _batch(3, 12, seed=4)
     full = _mce(batch, state_factor=False)(batch).losses
@@ -570,6 +576,7 @@ def test_drawn_coalitions_leave_the_means_unbiased():
         assert everything[name].item() == pytest.approx(full[name].item(), rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options", [{"permutations": 40}, {"subsets": 2}, {"lambda_sub": 0, "lambda_aux": 0, "permutations": 2}]
 )
@@ -700,6 +707,7 @@ class Spy(GenericBackbone):
         return super().encode_modality(name, x, valid)
 
 
+@pytest.mark.slow
 def test_for_data_trains_the_frozen_models():
     plan = MissingPlan("bernoulli", {"a": 0.2, "b": 0.5, "c": 0.8})
     splits = {k: plan.draw(v).apply(v) for k, v in _data().items()}
@@ -802,6 +810,7 @@ def test_samples_without_bounds_are_found_before_training():
 # --- training ---
 
 
+@pytest.mark.slow
 def test_training_resumes_to_the_bit_and_predicts_with_parts_missing(tmp_path):
     splits = _data()
     plan = MissingPlan("exact_count", [0.2, 0.5, 0.8], seed=1)
@@ -847,6 +856,7 @@ class _StopAtBatch:
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_the_runner_trains_mce_with_its_bounds():
     from mmlib.experiments import subsets, train_and_score
 

@@ -164,6 +164,7 @@ def test_float32_edges_compare_in_their_own_precision():
     assert mm.sentiment_classes(x, "sims5").tolist() == [2, 1, 3, 0]
 
 
+@pytest.mark.slow
 @QUICK
 @given(st.integers(0, 2**31), st.integers(3, 40))
 def test_against_loops(seed, n):
@@ -178,6 +179,7 @@ def test_against_loops(seed, n):
             assert got[key] == pytest.approx(expected[key], abs=1e-9), (scale, key)
 
 
+@pytest.mark.slow
 @QUICK
 @given(hnp.arrays(np.float64, (2, 12), elements=st.floats(-3, 3, width=32)), st.permutations(range(12)))
 def test_bounds_and_permutation_invariance(pair, order):
@@ -260,6 +262,7 @@ def test_the_argument_order_of_f1_changes_the_number():
     )
 
 
+@pytest.mark.slow
 @QUICK
 @given(hnp.arrays(np.int64, (2, 15), elements=st.integers(0, 3)))
 def test_weighted_f1_against_loops_in_both_orders(pair):
@@ -311,6 +314,7 @@ def test_one_vs_rest_by_hand():
     assert s["f1"] == pytest.approx((s["f1_0"] + s["f1_1"] + s["f1_2"]) / 3)
 
 
+@pytest.mark.slow
 @QUICK
 @given(hnp.arrays(np.int64, (2, 15), elements=st.integers(0, 3)), st.permutations(range(15)))
 def test_classification_bounds_and_invariance(pair, order):
@@ -643,6 +647,7 @@ def test_paired_bootstrap_matches_the_exact_distribution():
     assert (got.low, got.high) == pytest.approx((low, high))
 
 
+@pytest.mark.slow
 def test_paired_bootstrap_pairs():
     rng = np.random.default_rng(0)
     hard = rng.random(400) < 0.5  # a sample is easy or hard for both methods
@@ -658,6 +663,7 @@ def test_paired_bootstrap_pairs():
     assert mm.paired_bootstrap(a, b) == d  # the same draw every time
 
 
+@pytest.mark.slow
 def test_paired_bootstrap_sees_the_seeds():
     """Samples agree, seeds do not: only resampling seeds shows it."""
     a = np.repeat([[0.9], [0.1], [0.8], [0.2], [0.9]], 300, 1)

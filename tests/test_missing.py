@@ -86,6 +86,7 @@ def test_imbalanced_mask_is_shuffled():
     assert torch.equal(mask, imbalanced_mask(3000, (0.5, 0.7, 0.3), seeded()))
 
 
+@pytest.mark.slow
 @quick
 @given(st.integers(1, 4000), st.lists(st.floats(0, 0.99), min_size=1, max_size=4))
 def test_imbalanced_mask_achieves_its_bound(n, rates):

@@ -156,6 +156,7 @@ def test_decoder_equals_the_equations():
 # --- padding ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=25)
 @given(
     st.integers(0, 10_000),
@@ -268,6 +269,7 @@ def test_rows_without_a_valid_frame(M):
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_norm", [False, True])
 @EVERY
 def test_the_coalition_engine_equals_the_naive_loop(M, batch_norm):
@@ -310,6 +312,7 @@ def test_a_gradient_reaches_every_parameter(M):
         assert bool((p.grad != 0).any()), name
 
 
+@pytest.mark.slow
 @EVERY
 def test_trains(M):
     model, batch = make_model(M, dropout=0.1).train(), make_batch(M, B=16)

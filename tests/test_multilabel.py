@@ -203,6 +203,7 @@ METHODS: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_learns_the_labels(name: str, splits: tuple[MultimodalDataset, ...]) -> None:
     train, valid, test = splits

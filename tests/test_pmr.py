@@ -179,6 +179,7 @@ def test_modalities_that_lead_together_are_both_restrained() -> None:
     assert losses["entropy"].item() == pytest.approx(0.1 * 2 * (p * math.log(p) + (1 - p) * math.log(1 - p)))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=30)
 @given(
     M=st.integers(1, 3),
@@ -309,6 +310,7 @@ def test_each_epoch_begins_with_new_means_of_its_share() -> None:
     assert {"prototypes", "seen"} <= set(expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resample", [False, True])
 def test_an_interrupted_run_resumes_to_the_bit(tmp_path: Path, resample: bool) -> None:
     data, valid = toy(M=3), toy(30, 1, M=3)
@@ -329,6 +331,7 @@ def test_an_interrupted_run_resumes_to_the_bit(tmp_path: Path, resample: bool) -
     assert forget(history.epochs) == forget(expected.epochs)
 
 
+@pytest.mark.slow
 def test_it_learns_digits_with_parts_missing() -> None:
     splits = sources.load("digits")
     plan = MissingPlan("imbalanced", rates=[0.2, 0.5, 0.8], seed=0)
@@ -348,6 +351,7 @@ def test_it_learns_digits_with_parts_missing() -> None:
         assert (p.argmax(-1) == test.target.to(device)).double().mean() > 0.5
 
 
+@pytest.mark.slow
 def test_the_runner_knows_it() -> None:
     train = {"epochs": 3, "lr": 3e-3}
     rows = train_and_score({"data": "digits", "method": "pmr", "method_options": {"share": 0.1}, "train": train})

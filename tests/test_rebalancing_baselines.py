@@ -269,6 +269,7 @@ def test_ogm_is_active_in_its_epochs() -> None:
 # Both
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [CGGM, OGMGE])
 def test_an_interrupted_run_resumes_to_the_bit(tmp_path: Path, method: type) -> None:
     data, valid = toy(), toy(30, 1)
@@ -301,6 +302,7 @@ def test_ogm_accumulates() -> None:
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [CGGM, OGMGE])
 def test_it_learns_digits_with_parts_missing(method: type) -> None:
     splits = sources.load("digits")

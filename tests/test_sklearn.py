@@ -27,6 +27,7 @@ COLUMNS = {"audio": ["a0", "a1"], "face": ["f0", "f1", "f2"]}
 ROUNDING = "float32: a sample's last digit may depend on the batch that it is predicted in"
 
 
+@pytest.mark.slow
 def test_the_rounding_is_all_that_a_batch_changes() -> None:
     frame, y = table()
     model = MissingModalityClassifier(columns=COLUMNS, **QUICK).fit(frame, y)
@@ -35,6 +36,7 @@ def test_the_rounding_is_all_that_a_batch_changes() -> None:
     assert np.allclose(whole[:5], [model.predict_proba(frame.iloc[i : i + 1])[0] for i in range(5)], atol=1e-6)
 
 
+@pytest.mark.slow
 @parametrize_with_checks(
     [MissingModalityClassifier(**QUICK), MissingModalityRegressor(**QUICK)],
     expected_failed_checks=lambda estimator: {
@@ -72,6 +74,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_learns_from_a_frame_with_text_labels(method: str) -> None:
     frame, y = table()
@@ -86,6 +89,7 @@ def test_every_method_learns_from_a_frame_with_text_labels(method: str) -> None:
     assert (model.predict(test) == model.classes_[proba.argmax(1)]).all()
 
 
+@pytest.mark.slow
 def test_a_seed_makes_it_deterministic_and_a_pickle_is_the_model() -> None:
     frame, y = table()
     first = MissingModalityClassifier(columns=COLUMNS, **QUICK).fit(frame, y)
@@ -105,6 +109,7 @@ def test_a_seed_makes_it_deterministic_and_a_pickle_is_the_model() -> None:
     assert np.array_equal(first.predict_proba(frame), by_name.predict_proba(arrays(frame)))
 
 
+@pytest.mark.slow
 def test_scikit_learns_tools_run_on_a_frame() -> None:
     frame, y = table(150)
     frame = frame.drop(columns="name")
@@ -117,6 +122,7 @@ def test_scikit_learns_tools_run_on_a_frame() -> None:
     assert search.predict(frame.iloc[:3]).shape == (3,)
 
 
+@pytest.mark.slow
 def test_missing_modalities_missing_values_and_nothing_at_all() -> None:
     frame, y = table()
     model = MissingModalityClassifier(columns=COLUMNS, **SMALL).fit(frame, y)
@@ -142,6 +148,7 @@ def test_missing_modalities_missing_values_and_nothing_at_all() -> None:
     assert np.allclose(by_name.predict_proba({"audio": audio}), model.predict_proba(gone), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_several_labels() -> None:
     rng = np.random.default_rng(0)
     X = {"a": rng.normal(size=(200, 3)), "b": rng.normal(size=(200, 6, 2))}
@@ -155,6 +162,7 @@ def test_several_labels() -> None:
     assert model.score(X, y) == (found == y).all(1).mean()
 
 
+@pytest.mark.slow
 def test_regression_in_the_units_of_the_target() -> None:
     rng = np.random.default_rng(0)
     frame, _ = table(300)
@@ -167,6 +175,7 @@ def test_regression_in_the_units_of_the_target() -> None:
     assert model.predict(empty) == pytest.approx([y.mean()] * 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", sorted({*METHODS} - {"joint", "ogm-ge", "pmr"}))
 def test_the_methods_that_take_scores_or_labels(method: str) -> None:
     frame, y = table(120)

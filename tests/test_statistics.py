@@ -37,6 +37,7 @@ def test_one_score_a_seed_is_students_paired_interval() -> None:
         np.testing.assert_allclose(p_value(*given_as), oracle.pvalue, rtol=1e-6)
 
 
+@pytest.mark.slow
 @given(TABLES, st.floats(0.05, 0.99))
 def test_the_interval_is_symmetric_shifts_and_agrees_with_the_p_value(d: np.ndarray, level: float) -> None:
     zero = np.zeros_like(d)
@@ -57,6 +58,7 @@ DESIGNS = [  # standard deviations of seeds, samples and what is left
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("skewed", [False, True], ids=["normal", "skewed"])
 @pytest.mark.parametrize("n", [3, 5, 10])
 def test_it_holds_the_truth_and_is_no_wider_than_it_must_be(n: int, skewed: bool) -> None:
@@ -92,6 +94,7 @@ def test_only_what_lies_within_the_band_is_equivalent() -> None:
     assert not equivalent(close, zero, band=edge * 0.999)
 
 
+@pytest.mark.slow
 def test_holm_by_hand() -> None:
     # sorted .01, .02, .03, .4 times 4, 3, 2, 1, then never falling
     np.testing.assert_allclose(holm([0.03, 0.01, 0.4, 0.02]), [0.06, 0.04, 0.4, 0.06])

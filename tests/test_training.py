@@ -156,6 +156,7 @@ def test_accumulation_is_a_larger_batch_and_every_sample_comes_once_an_epoch() -
     assert sum(runs[0][1].ids[1], []) == sum(runs[1][1].ids[1], [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 def test_streamed_and_resident_data_train_alike_to_the_bit(workers: int) -> None:
     data, valid = toy(), toy(30, 1)
@@ -169,6 +170,7 @@ def test_streamed_and_resident_data_train_alike_to_the_bit(workers: int) -> None
     assert results[0][1] == results[1][1]
 
 
+@pytest.mark.slow
 def test_the_seed_decides_and_the_callers_random_state_is_left_alone() -> None:
     data = toy()
     config = TrainConfig(epochs=2, batch_size=16, select="last", seed=3)
@@ -190,6 +192,7 @@ def test_the_seed_decides_and_the_callers_random_state_is_left_alone() -> None:
     assert not torch.equal(weights(other), results[0])
 
 
+@pytest.mark.slow
 def test_it_learns_and_history_has_what_it_promises() -> None:
     data, valid = toy(200), toy(80, 1)
     method = joint(data)
@@ -430,6 +433,7 @@ class Interrupt:
 SETTINGS = dict(epochs=4, batch_size=16, lr=1e-2, schedule="onecycle", seed=5, clip=1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [7, 13])
 def test_an_interrupted_run_resumes_to_the_bit(tmp_path: Path, at: int) -> None:
     data, valid = toy(), toy(30, 1)
@@ -470,6 +474,7 @@ def test_a_run_that_stopped_early_stays_stopped(tmp_path: Path) -> None:
         assert history.best_epoch == 1
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_configuration_is_refused_by_name(tmp_path: Path) -> None:
     data, valid, path = toy(), toy(30, 1), tmp_path / "run.pt"
     config = TrainConfig(**SETTINGS)

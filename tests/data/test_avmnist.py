@@ -97,6 +97,7 @@ def codes(d, units="release"):
 
 
 class TestPairs:
+    @pytest.mark.slow
     def test_shapes(self, root):
         splits = data.load("avmnist", root)
         assert {k: len(d) for k, d in splits.items()} == {"train": 900, "valid": 150, "test": 450}
@@ -140,6 +141,7 @@ class TestPairs:
             assert order == sorted(order)
             assert [s for s, _ in order] == sorted([0, 1, 2] * (n // 3))
 
+    @pytest.mark.slow
     def test_training_images_where_they_are(self, root, copy):
         write_mnist(copy / "mnist", "train", 120, seed=5)
         splits = data.load("avmnist", copy)
@@ -159,6 +161,7 @@ class TestPairs:
         a, b = data.load("avmnist", copy), data.load("avmnist", root)
         assert a["test"].info["fingerprint"] == b["test"].info["fingerprint"]
 
+    @pytest.mark.slow
     def test_held_out(self, root):
         a, b, c = (data.load("avmnist", root, split_seed=s, held_out=6) for s in (0, 0, 1))
         assert len(a["valid"]) == 60
@@ -213,6 +216,7 @@ class TestLittleSound:
         for k, p in enumerate(avmnist.PER_CLASS_COUNTS, start=1):
             assert p == 3 * math.ceil(math.floor(10.5 * k) / 3)
 
+    @pytest.mark.slow
     def test_nested_and_balanced(self, root):
         train = data.load("avmnist", root, preset="smil")["train"]
         previous = torch.zeros(1050, dtype=torch.bool)
@@ -292,6 +296,7 @@ class TestSound:
 
 
 class TestDamage:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("name", "change", "message"),
         [
@@ -341,6 +346,7 @@ class TestDamage:
             data.load("avmnist", copy)
         assert avmnist.LAYOUT in str(error.value)
 
+    @pytest.mark.slow
     def test_missing_recordings(self, copy):
         for name in ("3_theo_7.wav", "9_jackson_49.wav"):
             (copy / "fsdd" / "recordings" / name).unlink()
@@ -355,6 +361,7 @@ class TestDamage:
         with pytest.raises(FileNotFoundError, match="1500 of 1500 recordings"):
             data.load("avmnist", copy)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("write", "message"),
         [
@@ -394,6 +401,7 @@ class TestCache:
         monkeypatch.setenv("MMLIB_CACHE", str(tmp_path / "own"))
         return tmp_path / "own"
 
+    @pytest.mark.slow
     def test_second_load_reads_no_recording(self, made, folder, count):
         a = data.load("avmnist", made, workers=1)
         assert len(count) == 1500
@@ -402,6 +410,7 @@ class TestCache:
         assert all(a[k].info["fingerprint"] == b[k].info["fingerprint"] for k in a)
         assert [p.suffix for p in folder.iterdir()] == [".npz"]  # no temporary file is left
 
+    @pytest.mark.slow
     def test_keyed_by_content_and_settings(self, made, copy, folder, count):
         data.load("avmnist", made)
         data.load("avmnist", copy)  # the same content elsewhere
@@ -415,6 +424,7 @@ class TestCache:
         assert len(count) == 6000
         assert len(list(folder.iterdir())) == 4
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "damage",
         [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b[:1000] + b"\xff" * 64 + b[1064:], lambda b: b"x" * 99],
@@ -445,6 +455,7 @@ class TestCache:
             assert len(data.load("avmnist", made)["train"]) == 900
         assert not folder.exists() or list(folder.iterdir()) == []
 
+    @pytest.mark.slow
     def test_off(self, made, folder, count):
         data.load("avmnist", made, cache=False)
         data.load("avmnist", made, cache=False)
@@ -462,6 +473,7 @@ class TestCache:
             monkeypatch.setenv("XDG_CACHE_HOME", value)
             assert avmnist.cache_folder() == tmp_path / ".cache" / "mmlib"
 
+    @pytest.mark.slow
     def test_progress(self, made, folder, count, capsys):
         data.load("avmnist", made, cache=False)  # not a terminal: silent
         assert capsys.readouterr().err == ""

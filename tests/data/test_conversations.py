@@ -100,6 +100,7 @@ def test_seeds():
     assert longer["test"].info["fingerprint"] == one["test"].info["fingerprint"]
 
 
+@pytest.mark.slow
 def test_frequencies_follow_the_definition():
     d = data.load("conversations", sizes=(4000, 2, 2))["train"]
     made = conv.truth(d)
@@ -176,6 +177,7 @@ def world():
     return data.load("conversations", sizes=(400, 2, 1000))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("context", conv.CONTEXTS)
 def test_the_stated_score_is_reached(world, context):
     stated, spread = conv.bayes_score(world["test"], context=context, samples=4000)
@@ -186,6 +188,7 @@ def test_the_stated_score_is_reached(world, context):
     assert abs(np.mean(means) - stated) < 2 * math.hypot(np.linalg.norm(errors) / 5, spread)
 
 
+@pytest.mark.slow
 def test_context_helps_and_modalities_are_ordered(world):
     scores = {c: conv.bayes_score(world["test"], context=c)[0] for c in conv.CONTEXTS}
     assert scores["past"] > scores["utterance"] + 0.08
@@ -220,6 +223,7 @@ def rows(d, window: int) -> tuple[np.ndarray, np.ndarray]:
     return torch.cat(parts, -1)[real].numpy(), d.target[real].numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["logistic", "logistic, neighbours", "forest, neighbours", "net, neighbours"])
 def test_nothing_exceeds_the_bayes_predictor(world, name):
     window = 2 if "neighbours" in name else 0

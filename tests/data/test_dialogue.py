@@ -170,6 +170,7 @@ def test_one_hot_speakers_and_bytes(tmp_path):
     assert bool((swapped["test"].data.extras["speaker"] == 1 - hot["test"].data.extras["speaker"])[real].all())
 
 
+@pytest.mark.slow
 def test_gcnets_folders(tmp_path):
     content = make()
     write_gcnet(tmp_path / "IEMOCAP", content)
@@ -179,6 +180,7 @@ def test_gcnets_folders(tmp_path):
     assert splits["test"].names == sorted(content["testVid"])
 
 
+@pytest.mark.slow
 def test_gcnets_seven_with_nameless_speakers(tmp_path):
     content = make(scores=True)
     content["speaker"] = {v: [""] * len(x) for v, x in content["speaker"].items()}
@@ -510,6 +512,7 @@ def test_reading_changes_nothing(tmp_path):
 # --- real CMU-MOSI ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_real_mosi(real_data):
     path = real_data / "mosi" / "mosi_conversation.pkl"

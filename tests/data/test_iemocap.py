@@ -514,6 +514,7 @@ class TestBrokenFiles:
             data.load("iemocap", broken)
 
 
+@pytest.mark.slow
 def test_mmin_trains_on_it(made):
     splits = data.load("iemocap", made[0])
     torch.manual_seed(0)

@@ -98,6 +98,7 @@ def test_damage(root, damage, error, message):
     assert "Traceback" not in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_real_files(real_data):
     if not (real_data / "mfeat").is_dir():

@@ -656,6 +656,7 @@ def mosi(real_data):
 
 @pytest.mark.real
 class TestRealMOSI:
+    @pytest.mark.slow
     def test_facts(self, mosi):
         splits = data.load("mosi", mosi)
         assert {s: len(d) for s, d in splits.items()} == {"train": 1284, "valid": 229, "test": 686}
@@ -688,6 +689,7 @@ class TestRealMOSI:
         assert said["mosi/c7UH_rxdZv4$_$1"] == "oh my gosh bad movie"
         assert set(test.names) <= set(said)
 
+    @pytest.mark.slow
     def test_late_fusion_learns(self, mosi):
         """Not a constant: its error is far below that of the best constant, and its order is the scores'."""
         splits = data.load("mosi", mosi)

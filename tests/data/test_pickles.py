@@ -150,6 +150,7 @@ def test_missing_file(tmp_path):
         safe_pickle_load(tmp_path / "none.pkl")
 
 
+@pytest.mark.slow
 def test_forged_and_random_pickles_in_a_process_of_their_own():
     count = 10_000  # `python -m tests.fuzz.pickles 100000 1` runs more, of another seed
     root = Path(__file__).resolve().parents[2]
@@ -210,6 +211,7 @@ def test_python_2_text_encoding(tmp_path):
     assert safe_pickle_load(tmp_path / "line.pkl") == ["ä\n", "ä\n", True, 12]
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_real_pickle(real_data):
     path = real_data / "mosi" / "mosi_conversation.pkl"

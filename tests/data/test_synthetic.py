@@ -205,6 +205,7 @@ def loop_posterior(made, d, i):
 
 
 class TestPosterior:
+    @pytest.mark.slow
     @pytest.mark.parametrize("options", [TWO, FOUR, {"modalities": ("x", "y"), "frames": 1, "shared": 2, "xor": None}])
     def test_against_the_definition(self, options):
         splits = data.load("synthetic", task="regression", **options, sizes=(5, 5, 12))
@@ -266,6 +267,7 @@ class TestScores:
         assert list(game) == [(), ("x",), ("y",), ("x", "y")]
         assert game[()] == game[("x",)] == game[("y",)] == pytest.approx(0.5)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("options", [{}, TWO, {**FOUR, "varied_lengths": False}])
     def test_squared_error_by_quadrature(self, options):
         """E (s - E[s | x])^2 = 1 - E tanh(L / 2)^2, with L Gaussian given s: an integral in one dimension per bit."""
@@ -290,6 +292,7 @@ class TestScores:
                 score, error = syn.bayes_score(made, names, "mse", samples=40_000)
                 assert score == pytest.approx(expected, abs=5 * error + 1e-9)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("options", [{}, TWO, {**FOUR, "varied_lengths": False}])
     @pytest.mark.parametrize("metric", ["accuracy", "mae", "mse"])
     def test_the_predictor_reaches_the_stated_score(self, options, metric):
@@ -325,6 +328,7 @@ class TestNothingBeatsBayes:
         tanh = np.tanh(odds / 2)
         return np.column_stack([odds, tanh, tanh[:, made.xor[0]] * tanh[:, made.xor[1]]])
 
+    @pytest.mark.slow
     def test_classification(self):
         splits = data.load("synthetic", **TWO, sizes=(8000, 5, 20_000))
         train, test = splits["train"], splits["test"]
@@ -342,6 +346,7 @@ class TestNothingBeatsBayes:
         assert max(scores.values()) <= stated + 3 * error
         assert max(scores.values()) >= stated - 0.03  # and they come close: the features hold all there is
 
+    @pytest.mark.slow
     def test_regression(self):
         splits = data.load("synthetic", task="regression", **TWO, sizes=(8000, 5, 20_000))
         train, test = splits["train"], splits["test"]
@@ -357,6 +362,7 @@ class TestNothingBeatsBayes:
                 best = min(best, error.mean())
             assert best <= 1.1 * stated
 
+    @pytest.mark.slow
     def test_no_single_modality_sees_the_xor(self):
         splits = data.load("synthetic", noise=0.7, sizes=(8000, 5, 8000))
         made = syn.truth(splits["train"])

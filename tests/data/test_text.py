@@ -200,6 +200,7 @@ def checkpoint(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_read_in_full_precision(checkpoint):
     for place in (checkpoint, str(checkpoint)):
         encoder = text.load_encoder(place)
@@ -295,6 +296,7 @@ def real(real_data):
     return real_data
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_real_texts_give_the_ids_and_the_vectors_of_the_file(real):
     ids, stored = load("mosi", real, text="ids")["valid"], load("mosi", real)["valid"]
@@ -309,6 +311,7 @@ def test_real_texts_give_the_ids_and_the_vectors_of_the_file(real):
     ).abs().max() < 0.02  # half precision
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_feature_level_drop_leaks_context_on_real_texts(real):
     few = load("mosi", real, text="ids")["valid"].subset(range(30))
@@ -319,6 +322,7 @@ def test_feature_level_drop_leaks_context_on_real_texts(real):
     assert found[1] > 0.3, found
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_the_full_path_learns_on_real_texts(real):
     """Ids are masked anew in every epoch, encoded again, and the encoder is fine-tuned."""
@@ -333,6 +337,7 @@ def test_the_full_path_learns_on_real_texts(real):
     assert not torch.equal(before, encoder.embeddings.word_embeddings.weight)
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_the_runner_knows_dear(real):
     config = {

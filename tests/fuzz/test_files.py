@@ -136,6 +136,7 @@ def files(
 # -- pickles --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_forged_pickles(tmp_path):
     path = tmp_path / "forged.pkl"
     cases = [Case(name, {path: content}, lambda: data.safe_pickle_load(path)) for name, content in forged().items()]
@@ -191,6 +192,7 @@ def edited(
     return cases
 
 
+@pytest.mark.slow
 def test_mmsa_pickles(tmp_path):
     content, _ = small(extra=True)
     path = store_pickle(tmp_path, "MOSI/Processed/unaligned_50.pkl", content)
@@ -244,6 +246,7 @@ def test_mmsa_pickles(tmp_path):
     judge(cases, 350)
 
 
+@pytest.mark.slow
 def test_dialogue_pickles(tmp_path):
     load = lambda path: lambda: data.load("dialogue", path)
     balm = make(lengths=(3, 2, 4, 2, 3, 2))
@@ -452,6 +455,7 @@ def _flipped(path: Path, name: str, width: int) -> None:
     path.write_bytes(bytes(content))
 
 
+@pytest.mark.slow
 def test_iemocap_files(made, tmp_path):
     load = lambda: data.load("iemocap", made)
     cases = []
@@ -547,6 +551,7 @@ def test_iemocap_files(made, tmp_path):
     judge(cases, 180)
 
 
+@pytest.mark.slow
 def test_iemocaps_targets_and_arrays(made, tmp_path_factory):
     load = lambda: data.load("iemocap", made)
     cases = []
@@ -626,6 +631,7 @@ def gz(content: bytes) -> bytes:
     return gzip.compress(content, 1)
 
 
+@pytest.mark.slow
 def test_mnist_files(pairs, tmp_path):
     load = lambda: data.load("avmnist", pairs, cache=False, workers=1)
     images, labels = (pairs / "mnist" / f"t10k-{name}-ubyte.gz" for name in ("images-idx3", "labels-idx1"))
@@ -667,6 +673,7 @@ def test_mnist_files(pairs, tmp_path):
     judge(cases, 110)
 
 
+@pytest.mark.slow
 def test_sound_files(pairs):
     load = lambda: data.load("avmnist", pairs, cache=False, workers=1)
     path = pairs / "fsdd" / "recordings" / "0_jackson_0.wav"
@@ -708,6 +715,7 @@ def test_sound_files(pairs):
 # -- tables ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_mfeat_tables(tmp_path):
     g = np.random.default_rng(0)
     labels = np.repeat(np.arange(10), 12)
@@ -779,6 +787,7 @@ def checkpoint(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_encoder_checkpoints(checkpoint):
     encoder, tokenizer = lambda: text.load_encoder(checkpoint), lambda: text.load_tokenizer(checkpoint)
     weights = checkpoint / "model.safetensors"

@@ -15,15 +15,16 @@ from __future__ import annotations
 
 import hashlib
 import math
+import mmap
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from .checks import Array, Device, Flag, Is, Maybe, Named, Several, Text, Whole, check_all, check_known, shown
+from .checks import Array, Device, Flag, Function, Is, Maybe, Named, Several, Text, Whole, check_all, check_known, shown
 
 __all__ = ["MultimodalBatch", "MultimodalDataset", "Output", "frame_axis", "per_frame", "stable_ids"]
 
@@ -360,7 +361,7 @@ class MultimodalBatch:
         """Raise ValueError unless all values that count are finite and all targets lie in [0, classes)."""
         Maybe(Whole(1))("classes", classes)
         for m, (name, x) in enumerate(self.features.items()):
-            if x.is_floating_point():
+            if x.is_floating_point() and not x.is_meta and not _all_finite(x):
                 bad = ~torch.isfinite(x) & per_frame(self.observed[name], x)
                 if bad.any():
                     row = bad.flatten(len(self.shape)).any(-1).nonzero()[0].tolist()
@@ -379,6 +380,11 @@ class MultimodalBatch:
             low, high = int(self.target.min()), int(self.target.max())
             if low < 0 or high >= classes:
                 raise ValueError(f"target: expected classes in [0, {classes}), got values from {low} to {high}")
+
+
+def _all_finite(x: Tensor) -> bool:
+    """Whether the values are surely finite; a sum costs no memory and a tenth of the time. It may overflow."""
+    return bool(torch.isfinite(x.sum()))
 
 
 def _kind(x: Any) -> str:
@@ -422,11 +428,18 @@ def _blank(x: Tensor, keep: Tensor, valid: Tensor, fill: int | None) -> Tensor:
     return torch.where(keep | ends | ~valid, x, filled)
 
 
+Read = Callable[[list[int]], Mapping[str, Any]]
+
+
 class MultimodalDataset(torch.utils.data.Dataset):
-    """A whole split in memory: one MultimodalBatch, the samples' names, and facts about where it comes from.
+    """A whole split: one MultimodalBatch, the samples' names, and facts about where it comes from.
 
     ``dataset[rows]`` is a MultimodalBatch: small data stay on one device as whole tensors and a mini-batch is an
     index selection. With a DataLoader, pass ``collate_fn=MultimodalDataset.collate``.
+
+    A *streamed* data set (`from_reader`, and `from_arrays` on memory-mapped arrays) reads features when samples are
+    asked for. Its ``data`` has everything but their values: features there are on torch's device "meta", which knows
+    shapes and types alone, and whoever computes with them gets an error. ``to(device)`` reads all of it into memory.
 
     ``info`` holds at least ``name``, ``task`` ("classification", "multilabel" or "regression") and ``outputs`` (K);
     ``classes``, where the classes or labels have names; loaders add ``source``, ``fingerprint``, ``split`` and what
@@ -434,17 +447,26 @@ class MultimodalDataset(torch.utils.data.Dataset):
     """
 
     def __init__(
-        self, data: MultimodalBatch, info: Mapping[str, Any] | None = None, names: Sequence[str] | None = None
+        self,
+        data: MultimodalBatch,
+        info: Mapping[str, Any] | None = None,
+        names: Sequence[str] | None = None,
+        *,
+        reader: _Reader | None = None,
     ):
         if len(BATCH("data", data)) == 0:
             raise ValueError("data: expected at least one sample, got an empty split")
         Maybe(Named(ANY, 0))("info", info)
         if isinstance(names, str) or not hasattr([] if names is None else names, "__len__"):
             raise TypeError(f"names: expected a list of names, got {shown(names)}")
+        Maybe(Is("what from_reader makes", _Reader))("reader", reader)
+        if reader is None and any(x.is_meta for x in data.features.values()):
+            raise ValueError("data: expected features with values, got those of a streamed data set; use its methods")
         _check_names(data.features)
         if names is not None and len(names) != len(data):
             raise ValueError(f"names: expected {len(data)} names, got {len(names)}")
         self.data = data
+        self._reader = reader
         self.names = None if names is None else list(names)
         self.info: dict[str, Any] = dict(info or {})
         if data.target is not None:
@@ -478,6 +500,11 @@ class MultimodalDataset(torch.utils.data.Dataset):
         return self.data.device
 
     @property
+    def streamed(self) -> bool:
+        """Whether features are read on demand."""
+        return self._reader is not None
+
+    @property
     def feature_shapes(self) -> dict[str, tuple[int, ...]]:
         """Per modality the shape of one sample: (T, D), (C, H, W), (C, X, Y, Z), or (T,) for token ids."""
         lead = len(self.data.shape)
@@ -487,10 +514,22 @@ class MultimodalDataset(torch.utils.data.Dataset):
         return len(self.data)
 
     def __getitem__(self, rows: Tensor | slice | Sequence[int] | int) -> MultimodalBatch:
-        return self.data[rows]
+        if self._reader is None:
+            return self.data[rows]
+        index = self._places(rows)
+        return self._reader.fill(self.data[index], index)
 
     def __getitems__(self, rows: Sequence[int]) -> MultimodalBatch:
-        return self.data[rows]
+        return self[rows]
+
+    def _places(self, rows: Any) -> Tensor:
+        """int64 [k]: the samples at ``rows``, all of which are there."""
+        n = len(self)
+        found = _rows(rows, n, torch.device("cpu"))
+        index = torch.arange(n)[found] if isinstance(found, slice) or found.dtype == torch.bool else found.cpu()
+        if bool(((index < -n) | (index >= n)).any()):
+            raise IndexError(f"rows: expected an index below {n}, got {index[(index < -n) | (index >= n)][0]}")
+        return index
 
     @staticmethod
     def collate(batch: MultimodalBatch) -> MultimodalBatch:
@@ -506,7 +545,8 @@ class MultimodalDataset(torch.utils.data.Dataset):
         return f"MultimodalDataset({self.info['name']!r}, {len(self)} samples: {', '.join(parts)})"
 
     def to(self, device: torch.device | str) -> MultimodalDataset:
-        return MultimodalDataset(self.data.to(device), self.info, self.names)
+        """As `MultimodalBatch.to`; a streamed data set is read as a whole, and is none any more."""
+        return MultimodalDataset(self[:].to(device) if self.streamed else self.data.to(device), self.info, self.names)
 
     def subset(self, rows: Tensor | slice | Sequence[int]) -> MultimodalDataset:
         """The samples at ``rows``, integers from -n to n - 1 or a bool mask of all n, as a data set of its own.
@@ -514,19 +554,16 @@ class MultimodalDataset(torch.utils.data.Dataset):
         Raises TypeError for what is neither, ValueError for a mask of another length, IndexError for a sample that is
         not there.
         """
-        n = len(self)
-        found = _rows(rows, n, torch.device("cpu"))
-        index = torch.arange(n)[found] if isinstance(found, slice) or found.dtype == torch.bool else found.cpu()
+        index = self._places(rows)
         if not index.numel():
             raise ValueError("rows: expected at least one sample, got an empty split")
-        if bool(((index < -n) | (index >= n)).any()):
-            raise IndexError(f"rows: expected an index below {n}, got {index[(index < -n) | (index >= n)][0]}")
         names = None if self.names is None else [self.names[i] for i in index.tolist()]
-        return MultimodalDataset(self.data[index.to(self.device)], self.info, names)
+        reader = None if self._reader is None else self._reader.at(index)
+        return MultimodalDataset(self.data[index.to(self.device)], self.info, names, reader=reader)
 
     def select(self, modalities: Sequence[str]) -> MultimodalDataset:
         """As `MultimodalBatch.select`, for the whole split."""
-        return MultimodalDataset(self.data.select(modalities), self.info, self.names)
+        return MultimodalDataset(self.data.select(modalities), self.info, self.names, reader=self._reader)
 
     def drop(
         self,
@@ -535,7 +572,8 @@ class MultimodalDataset(torch.utils.data.Dataset):
         keep_complete: bool = False,
     ) -> MultimodalDataset:
         """As `MultimodalBatch.drop`, for the whole split."""
-        return MultimodalDataset(self.data.drop(present, observed, keep_complete), self.info, self.names)
+        data = self.data.drop(present, observed, keep_complete)
+        return MultimodalDataset(data, self.info, self.names, reader=self._reader)
 
     @classmethod
     def from_arrays(
@@ -571,6 +609,9 @@ class MultimodalDataset(torch.utils.data.Dataset):
         fill : per modality of token ids the id that stands for a dropped token; this says that they are tokens, too
         allow_empty : accept samples, and modalities, of which nothing is there
 
+        Arrays that are mapped from files (``numpy.memmap``, ``numpy.load(..., mmap_mode="r")``) are looked through
+        once, a piece at a time, and stay where they are: the data set is streamed.
+
         Raises ValueError naming the argument, what was expected and what came: no samples, unequal sample counts,
         names that torch keeps for itself, wrong ranks, unknown modalities, partly NaN frames, infinities, ids outside
         the vocabulary, classes out of range, empty samples; TypeError for what is not numbers. Warns of images with the
@@ -582,74 +623,125 @@ class MultimodalDataset(torch.utils.data.Dataset):
         _check_names(features)
         Flag()("allow_empty", allow_empty)
         Maybe(Named(ANY, 0))("info", info)
-        sizes = _vocabularies(tokens, features)
-        for what, given in (("lengths", lengths), ("fill", fill)):
-            if given is not None:
-                check_known(what, Is("a dict by modality", Mapping)(what, given), features)
-        fill = dict(fill or {})
-        for name, value in fill.items():
-            Whole(0, below=sizes.setdefault(name, None) or math.inf)(f"fill[{name!r}]", value)
+        sizes, fill = _token_settings(tokens, fill, lengths, features)
         index = _common_index({**{f"features[{m!r}]": x for m, x in features.items()}, "target": target})
-        tensors: dict[str, Tensor] = {}
-        valid: dict[str, Tensor] = {}
-        there: dict[str, Tensor] = {}
+        columns: dict[str, Any] = {}
         for name, values in features.items():
-            found = _as_features(name, values, (lengths or {}).get(name), name in sizes)
-            tensors[name], valid[name], there[name] = found
-        counts = {name: len(x) for name, x in tensors.items()}
+            stays = _is_mapped(values)
+            columns[name] = values if stays else _as_features(name, values, (lengths or {}).get(name), name in sizes)
+        counts = {name: len(x[0] if isinstance(x, tuple) else x) for name, x in columns.items()}
         n = next(iter(counts.values()))
         if n == 0:
             raise ValueError("features: expected at least one sample, got an empty split")
         if len(set(counts.values())) > 1:
             raise ValueError(f"features: expected the same number of samples in every modality, got {counts}")
-
-        if present is None:
-            here = torch.stack([there[m] for m in tensors], -1)
-        else:
-            here = tensor("present", present)
-            if here.dtype != torch.bool:
-                raise TypeError(f"present: expected bool {(n, len(tensors))}, got {_kind(here)}")
-            if here.shape != (n, len(tensors)):
-                raise ValueError(f"present: expected bool {(n, len(tensors))}, got {_kind(here)}")
-            here = here.clone()
+        given = None if present is None else _as_present(present, n, len(features))
+        tensors: dict[str, Tensor] = {}
+        valid: dict[str, Tensor] = {}
         observed: dict[str, Tensor] = {}
-        for m, (name, x) in enumerate(tensors.items()):
-            seen = valid[name] & here[:, m, None]
-            if x.is_floating_point():
-                axis = frame_axis(x, 1)
-                per = x.movedim(axis, 1).flatten(2) if x.ndim > 2 else x[..., None]
-                nan = torch.isnan(per)
-                partly = nan.any(-1) & ~nan.all(-1) & seen
-                if partly.any() or (present is not None and (nan.any(-1) & seen).any()):
-                    row = int((nan.any(-1) & seen).any(-1).nonzero()[0])
-                    raise ValueError(
-                        f"features[{name!r}]: sample {row} has NaN values where the modality is present; expected a "
-                        f"frame to be wholly NaN (missing) or wholly finite. Impute them, or set the sample to None"
-                    )
-                seen = seen & ~nan.all(-1)
-            here[:, m] &= seen.any(-1)
-            seen = seen & here[:, m, None]
-            observed[name] = seen
-            if name in sizes:
-                x = _checked_ids(name, x, seen, sizes[name])
-            tensors[name] = _blank(x, seen, valid[name], fill.get(name))
-            if not allow_empty and not here[:, m].any():
+        for m, (name, column) in enumerate(columns.items()):
+            on = None if given is None else given[:, m]
+            if isinstance(column, tuple):
+                x, valid[name], there = column
+                x, observed[name] = _observed(name, x, valid[name], there, on, name in sizes, sizes.get(name))
+                tensors[name] = _blank(x, observed[name], valid[name], fill.get(name))
+            else:
+                rest = (on, name in sizes, sizes.get(name))
+                found = _looked_through(name, column, (lengths or {}).get(name), *rest)
+                tensors[name], valid[name], observed[name] = found
+            if not allow_empty and not observed[name].any():
                 raise ValueError(
                     f"features[{name!r}]: the modality is missing in every sample; leave it out, or pass "
                     f"allow_empty=True"
                 )
-        if not allow_empty and not here.any(-1).all():
-            rows = (~here.any(-1)).nonzero()[:, 0].tolist()
-            raise ValueError(
-                f"present: every sample needs a modality, but {len(rows)} have none, the first at {rows[:5]}; remove "
-                f"them, or pass allow_empty=True"
-            )
+        here = torch.stack([seen.any(-1) for seen in observed.values()], -1)
+        if not allow_empty:
+            _check_empty(here, ", or pass allow_empty=True")
         facts, y = _facts(info, target, classes, sizes, n)
         names = _sample_names(index if ids is None else ids, n)
         keys = stable_ids(range(n) if names is None else names)
         data = MultimodalBatch(tensors, here, y, valid, observed, ids=keys, fill=fill)
         data.check_values(facts.get("outputs"))
-        return cls(data, facts, None if names is None else [str(name) for name in names])
+        mapped = {name: values for name, values in features.items() if _is_mapped(values)}
+        reader = _Reader(_Mapped(mapped), torch.arange(n), sizes) if mapped else None
+        return cls(data, facts, None if names is None else [str(name) for name in names], reader=reader)
+
+    @classmethod
+    def from_reader(
+        cls,
+        read: Read,
+        present: Any,
+        ids: Iterable[Any] | None = None,
+        target: Any = None,
+        *,
+        lengths: Mapping[str, Any] | None = None,
+        classes: int | Sequence[str] | None = None,
+        tokens: Sequence[str] | Mapping[str, int] = (),
+        fill: Mapping[str, int] | None = None,
+        info: Mapping[str, Any] | None = None,
+    ) -> MultimodalDataset:
+        """A streamed data set: features are read when samples are asked for, so they may be larger than memory.
+
+        read : a function of a list of row numbers from 0 to n - 1, in any order, that returns per modality those rows'
+            features: an array [k, ...] of the ranks that `from_arrays` takes, or a list of k arrays. Rows of a modality
+            that is not there may hold anything, or be None in a list. It is called once here, for one row a modality,
+            which says the shapes, and once a batch in training; in the processes of a DataLoader, too
+        present : bool [n, M], the modalities in the order of what ``read`` returns
+        ids : n stable names or integers, unique; default 0 to n - 1
+        target, classes, tokens, fill : as in `from_arrays`; they are in memory
+        lengths : per modality n integers; frames from there on are padding. The longest is the number of frames that
+            every batch is padded to; without it, all samples have as many frames as the first one read
+
+        The values are checked as they are read: ValueError for another shape than the first, for NaN where the modality
+        is present, and for ids outside the vocabulary. A fingerprint of the data set is one of its ids, targets, masks
+        and shapes; where the values behind them may change, say which they are in ``info["fingerprint"]``.
+
+        Raises ValueError naming the argument, what was expected and what came; TypeError for a wrong type.
+        """
+        Function("a function of a list of row numbers")("read", read)
+        Maybe(Named(ANY, 0))("info", info)
+        here = tensor("present", present).clone()
+        if here.dtype != torch.bool:
+            raise TypeError(f"present: expected bool [n, M], got {_kind(here)}")
+        if here.ndim != 2 or not here.numel():
+            raise ValueError(f"present: expected bool [n, M], got {_kind(here)}")
+        n, M = here.shape
+        if not here.any(0).all():
+            raise ValueError(
+                f"present: expected every modality in some sample, got none in column {here.sum(0).argmin()}"
+            )
+        _check_empty(here)
+        first = sorted({int(here[:, m].nonzero()[0]) for m in range(M)})
+        read_first = Is("a dict of arrays", Mapping)("read(rows)", read(first))
+        if len(read_first) != M:
+            raise ValueError(f"present, read: expected {M} columns' features, got those of {list(read_first)}")
+        sizes, fill = _token_settings(tokens, fill, lengths, read_first)
+        try:
+            _check_names(read_first)
+            found = {m: _as_features(m, values, None, m in sizes)[0] for m, values in read_first.items()}
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"read: {error}") from error
+        features, valid = {}, {}
+        for m, (name, x) in enumerate(found.items()):
+            if len(x) != len(first):
+                raise ValueError(f"read: expected {len(first)} rows of {name!r}, got {len(x)}")
+            shape = list(x.shape[1:])
+            axis = frame_axis(x, 1) - 1
+            if (given := (lengths or {}).get(name)) is not None:
+                count = _lengths(name, given, n)
+                shape[axis] = max(int(count.max()), 1)
+                valid[name] = torch.arange(shape[axis]) < count[:, None]
+                here[:, m] &= count > 0
+            features[name] = torch.empty(n, *shape, dtype=x.dtype, device="meta")
+        facts, y = _facts(info, target, classes, sizes, n)
+        names = _sample_names(ids, n)
+        keys = stable_ids(range(n) if names is None else names)
+        data = MultimodalBatch(features, here, y, valid, ids=keys, fill=fill)
+        data.check_values(facts.get("outputs"))
+        index = torch.tensor(first)
+        _Reader(lambda rows: read_first, torch.arange(n), sizes).fill(data[index], index)  # which checks the values
+        reader = _Reader(read, torch.arange(n), sizes)
+        return cls(data, facts, None if names is None else [str(name) for name in names], reader=reader)
 
     @classmethod
     def from_frame(
@@ -681,6 +773,77 @@ class MultimodalDataset(torch.utils.data.Dataset):
         return cls.from_arrays({m: frame[names] for m, names in lists.items()}, y, **options)
 
 
+class _Reader(NamedTuple):
+    """Where the features of a streamed data set come from."""
+
+    read: Read
+    rows: Tensor  # int64 [n]: the numbers that the samples have there
+    sizes: Mapping[str, int | None]  # the modalities of token ids, and their vocabularies
+
+    def at(self, index: Tensor) -> _Reader:
+        return self._replace(rows=self.rows[index])
+
+    def fill(self, batch: MultimodalBatch, index: Tensor) -> MultimodalBatch:
+        """``batch``, the samples at ``index`` without their values, with them."""
+        rows = self.rows[index].tolist()
+        values = Is("a dict of arrays", Mapping)("read(rows)", self.read(rows)) if rows else {}
+        found = {name: self._column(name, values, x, rows) for name, x in batch.features.items() if x.is_meta}
+        batch = self._filled(batch, found)
+        batch.check_values()
+        return batch
+
+    def _column(self, name: str, values: Mapping[str, Any], like: Tensor, rows: list[int]) -> Tensor:
+        if not rows:
+            return torch.zeros(like.shape, dtype=like.dtype)
+        if name not in values:
+            raise ValueError(f"read: expected features of {name!r}, got those of {list(values)}")
+        given = values[name]
+        if isinstance(given, (list, tuple)) and all(v is None for v in given):
+            return torch.zeros(like.shape, dtype=like.dtype)
+        x, _ = _numbers(name, given, None, name in self.sizes, warn=False)
+        if x.ndim == like.ndim and x.ndim < 4 and x.shape[1] < like.shape[1]:  # shorter sequences are padded
+            short, x = x, torch.zeros(len(x), *like.shape[1:2], *x.shape[2:], dtype=x.dtype)
+            x[:, : short.shape[1]] = short
+        if x.shape != like.shape:
+            raise ValueError(
+                f"read: expected features[{name!r}] of shape {tuple(like.shape)} for {len(rows)} rows from "
+                f"{rows[0]}, got {tuple(x.shape)}"
+            )
+        return x
+
+    def _filled(self, batch: MultimodalBatch, found: Mapping[str, Tensor]) -> MultimodalBatch:
+        features = dict(batch.features)
+        for name, x in found.items():
+            keep = batch.observed[name]
+            if name in self.sizes:
+                x = _checked_ids(name, x, keep, self.sizes[name])
+            # Whole batches are not copied: a streamed batch is large.
+            features[name] = x if bool(keep.all()) else _blank(x, keep, batch.valid[name], batch.fill.get(name))
+        complete = None if batch.complete is None else self._filled(batch.complete, found)
+        return batch.replace(features=features, complete=complete)
+
+
+class _Mapped:
+    """Reads rows of arrays that are mapped from files, and gives the files' pages back."""
+
+    def __init__(self, arrays: Mapping[str, Any]):
+        self.arrays = dict(arrays)
+
+    def __call__(self, rows: list[int]) -> dict[str, Tensor]:
+        return {name: self._taken(name, x, rows) for name, x in self.arrays.items()}
+
+    def _taken(self, name: str, x: Any, rows: list[int]) -> Tensor:
+        """Some rows at a time: a row, however small, maps a large page (2 MB) of the file."""
+        found = torch.empty(0)
+        for first in range(0, len(rows), 16):
+            some = tensor(f"features[{name!r}]", x[rows[first : first + 16]])
+            _let_go(x)
+            if not first:
+                found = torch.empty(len(rows), *some.shape[1:], dtype=some.dtype)
+            found[first : first + 16] = some
+        return found
+
+
 BATCH = Is("a MultimodalBatch", MultimodalBatch)
 DATASET = Is("a MultimodalDataset", MultimodalDataset)
 
@@ -707,13 +870,20 @@ def _names_of(what: str, given: Any) -> list[Any]:
     return list(given)
 
 
-def _vocabularies(tokens: Any, features: Mapping[str, Any]) -> dict[str, int | None]:
-    """Per modality of token ids the size of its vocabulary, None where it is not said."""
+def _token_settings(
+    tokens: Any, fill: Any, lengths: Any, features: Mapping[str, Any]
+) -> tuple[dict[str, int | None], dict[str, int]]:
+    """Per modality of token ids the size of its vocabulary, None where it is not said; and ``fill``, checked."""
+    for what, given in (("lengths", lengths), ("fill", fill)):
+        if given is not None:
+            check_known(what, Is("a dict by modality", Mapping)(what, given), features)
     sizes: dict[str, int | None] = dict.fromkeys(_names_of("tokens", tokens))
     check_known("tokens", sizes, features)
     if isinstance(tokens, Mapping):
         sizes = {name: int(Whole(1)(f"tokens[{name!r}]", size)) for name, size in tokens.items()}
-    return sizes
+    for name, value in (fill or {}).items():
+        Whole(0, below=sizes.setdefault(name, None) or math.inf)(f"fill[{name!r}]", value)
+    return sizes, dict(fill or {})
 
 
 def _common_index(given: Mapping[str, Any]) -> list[Any] | None:
@@ -743,15 +913,114 @@ def _sample_names(ids: Any, n: int) -> list[Any] | None:
     return names
 
 
-def _as_features(name: str, values: Any, lengths: Any, tokens: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """(features [n, ...], valid [n, T], there [n]) of one modality, from whatever the user has."""
+def _check_empty(here: Tensor, hint: str = "") -> None:
+    if not here.any(-1).all():
+        rows = (~here.any(-1)).nonzero()[:, 0].tolist()
+        raise ValueError(
+            f"present: every sample needs a modality, but {len(rows)} have none, the first at {rows[:5]}; remove them"
+            f"{hint}"
+        )
+
+
+def _as_present(present: Any, n: int, modalities: int) -> Tensor:
+    here = tensor("present", present)
+    if here.dtype != torch.bool:
+        raise TypeError(f"present: expected bool {(n, modalities)}, got {_kind(here)}")
+    if here.shape != (n, modalities):
+        raise ValueError(f"present: expected bool {(n, modalities)}, got {_kind(here)}")
+    return here
+
+
+def _observed(
+    name: str,
+    x: Tensor,
+    valid: Tensor,
+    there: Tensor,
+    given: Tensor | None,
+    tokens: bool,
+    size: int | None,
+    first: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """(features, observed) of one modality; what is not observed has not been blanked.
+
+    there : bool [n], where values say that the modality is; given : bool [n], where the user does
+    first : the number of the first sample, for errors
+    """
+    seen = valid & (there if given is None else given)[:, None]
+    if x.is_floating_point() and not _all_finite(x):
+        axis = frame_axis(x, 1)
+        per = x.movedim(axis, 1).flatten(2) if x.ndim > 2 else x[..., None]
+        nan = torch.isnan(per)
+        partly = nan.any(-1) & ~nan.all(-1) & seen
+        if partly.any() or (given is not None and (nan.any(-1) & seen).any()):
+            row = int((nan.any(-1) & seen).any(-1).nonzero()[0])
+            raise ValueError(
+                f"features[{name!r}]: sample {first + row} has NaN values where the modality is present; expected a "
+                f"frame to be wholly NaN (missing) or wholly finite. Impute them, or set the sample to None"
+            )
+        seen = seen & ~nan.all(-1)
+    if tokens:
+        x = _checked_ids(name, x, seen, size, first)
+    return x, seen
+
+
+PIECE = 1 << 22  # bytes of a mapped array that are looked through at once
+
+
+def _looked_through(
+    name: str, values: Any, lengths: Any, given: Tensor | None, tokens: bool, size: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(features without values, valid, observed) of an array that is mapped from a file: its values stay there."""
+    n = len(values)
+    count = None if lengths is None else _lengths(name, lengths, n)
+    step = max(1, PIECE * n // max(values.nbytes, 1))
+    like = valid = observed = torch.empty(0)
+    for first in range(0, n, step):
+        rows = slice(first, first + step)
+        piece = _as_features(name, values[rows], None if count is None else count[rows], tokens, warn=first == 0)
+        on = None if given is None else given[rows]
+        x, seen = _observed(name, *piece, on, tokens, size, first)
+        if x.is_floating_point() and not _all_finite(x) and (torch.isinf(x) & per_frame(seen, x)).any():
+            row = first + int((torch.isinf(x) & per_frame(seen, x)).flatten(1).any(-1).nonzero()[0])
+            raise ValueError(
+                f"features[{name!r}]: expected finite values, got infinite ones, the first in sample {row}"
+            )
+        if not first:  # once for all: small pieces that stay between large ones that go would keep their memory
+            valid, observed = (torch.empty(n, seen.shape[1], dtype=torch.bool) for _ in range(2))
+            like = torch.empty(n, *x.shape[1:], dtype=x.dtype, device="meta")
+        valid[rows], observed[rows] = piece[1], seen
+        _let_go(values)
+    return like, valid, observed
+
+
+def _is_mapped(x: Any) -> bool:
+    """Whether an array lies in a file that is mapped into memory."""
+    if not hasattr(x, "__array_interface__"):
+        return False
+    while x is not None and not isinstance(x, mmap.mmap):
+        x = getattr(x, "base", None)
+    return x is not None
+
+
+def _let_go(x: Any) -> None:
+    """Give the pages of a mapped array back: they are read again when they are needed."""
+    changed = False
+    while not isinstance(x, mmap.mmap):
+        changed = changed or getattr(x, "mode", None) == "c"  # copied on write: pages hold what the file does not
+        x = x.base
+    if not changed and hasattr(mmap, "MADV_DONTNEED"):
+        x.madvise(mmap.MADV_DONTNEED)
+
+
+def _numbers(name: str, values: Any, lengths: Any, tokens: bool, warn: bool = True) -> tuple[Tensor, Any]:
+    """The features [n, ...] of one modality, from whatever the user has, and its lengths."""
     what = f"features[{name!r}]"
     if tokens and _is_masked(values):
         values, lengths = _masked_ids(what, values, lengths)
     if isinstance(values, (list, tuple)) and any(
         v is None or getattr(v, "ndim", 0) or (tokens and isinstance(v, (list, tuple))) for v in values
     ):
-        values, lengths = _pad(name, values, lengths, tokens)
+        values, lengths = _pad(name, values, lengths, tokens, warn)
     x = tensor(what, values)
     if x.dtype == torch.bool or x.is_complex():
         raise TypeError(f"{what}: expected floats or integers, got {x.dtype}")
@@ -762,7 +1031,8 @@ def _as_features(name: str, values: Any, lengths: Any, tokens: bool) -> tuple[Te
             raise ValueError(f"{what}: expected integer token ids [n, T], got {_kind(x)}")
         x = x.to(torch.int64)
     else:
-        _warn_of_images(what, x)
+        if warn:
+            _warn_of_images(what, x)
         x = x.to(torch.float32)
         if x.ndim == 2:
             x = x[:, None, :]  # vectors are sequences of one frame
@@ -773,9 +1043,17 @@ def _as_features(name: str, values: Any, lengths: Any, tokens: bool) -> tuple[Te
         )
     if 0 in x.shape[1:]:
         raise ValueError(f"{what}: expected at least one frame and one value, got shape {tuple(x.shape)}")
+    return x, lengths
+
+
+def _as_features(
+    name: str, values: Any, lengths: Any, tokens: bool, warn: bool = True
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(features [n, ...], valid [n, T], there [n]) of one modality, from whatever the user has."""
+    x, lengths = _numbers(name, values, lengths, tokens, warn)
     frames = x.shape[frame_axis(x, 1)]
     there = torch.ones(len(x), dtype=torch.bool)
-    if x.is_floating_point():
+    if x.is_floating_point() and not _all_finite(x):
         there = ~torch.isnan(x).flatten(1).all(-1)
     valid = torch.ones(len(x), frames, dtype=torch.bool)
     if lengths is not None:
@@ -802,20 +1080,20 @@ def _warn_of_images(what: str, x: Tensor) -> None:
         warnings.warn(
             f"{what}: shape {tuple(x.shape)} looks like images [n, H, W, C], but is read as {x.shape[1]} channels of "
             f"{x.shape[2]} x {x.shape[3]}; pass images [n, C, H, W], such as x.transpose(0, 3, 1, 2)",
-            stacklevel=4,
+            stacklevel=5,
         )
     if x.dtype == torch.uint8 and x.ndim > 2 and x.numel() and int(x.max()) > 1:
         warnings.warn(
             f"{what}: bytes are read as numbers from {int(x.min())} to {int(x.max())}; scale them, such as x / 255",
-            stacklevel=4,
+            stacklevel=5,
         )
 
 
-def _checked_ids(name: str, x: Tensor, seen: Tensor, size: int | None) -> Tensor:
+def _checked_ids(name: str, x: Tensor, seen: Tensor, size: int | None, first: int = 0) -> Tensor:
     """Token ids, checked where they are read; whatever stands outside becomes an id that an embedding has."""
     good = x >= 0 if size is None else (x >= 0) & (x < size)
     if bool((seen & ~good).any()):
-        row = int((seen & ~good).any(-1).nonzero()[0])
+        row = first + int((seen & ~good).any(-1).nonzero()[0])
         expected = "token ids of at least 0" if size is None else f"token ids in [0, {size}), the vocabulary"
         found = x[seen]
         raise ValueError(
@@ -841,7 +1119,7 @@ def _masked_ids(what: str, values: Any, lengths: Any) -> tuple[Any, Any]:
     return values.filled(0), count
 
 
-def _pad(name: str, values: Sequence[Any], lengths: Any, tokens: bool) -> tuple[Tensor, Any]:
+def _pad(name: str, values: Sequence[Any], lengths: Any, tokens: bool, warn: bool) -> tuple[Tensor, Any]:
     """A list of arrays, some None, as one tensor: missing rows NaN (token ids: 0), shorter sequences zero-padded."""
     what = f"features[{name!r}]"
     rows = [None if v is None else tensor(what, v) for v in values]
@@ -866,7 +1144,8 @@ def _pad(name: str, values: Sequence[Any], lengths: Any, tokens: bool) -> tuple[
     if tokens:
         blank = torch.zeros(shape, dtype=torch.int64)
     else:
-        _warn_of_images(what, given[0][None])
+        if warn:
+            _warn_of_images(what, given[0][None])
         blank = torch.full(shape, torch.nan)
     x = blank.repeat(len(rows), *[1] * len(shape))
     for i, r in enumerate(rows):

@@ -1018,6 +1018,11 @@ def _summary(state: _State, name: str, statistic: str) -> Tensor:
     x = state.data.features[name]
     if not x.is_floating_point():
         raise ValueError(f'statistic: {statistic!r} says nothing about the token ids of {name!r}; expected "length"')
+    if x.is_meta:
+        raise ValueError(
+            f"dataset: this plan looks at the values of {name!r}, which a streamed data set does not keep; draw it "
+            f'from dataset.to("cpu"), and apply the mask to the streamed one'
+        )
     values = state.take(x)
     axis = frame_axis(values, 1)
     per = values.movedim(axis, 1).flatten(2).to(torch.float64)

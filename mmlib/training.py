@@ -222,11 +222,13 @@ def fit(
         take_step = optimizer.step if accelerator.scaler is None else scaled_optimizer.step
         keep_complete = bool(getattr(method, "needs_complete", False))
         data = _masked(train, train_plan, 1, keep_complete)
-        resident = config.loader != "stream" and (
-            config.loader == "resident" or data.device == device or _bytes(data.data) <= config.resident_limit
+        resident = (
+            config.loader != "stream"
+            and not data.streamed
+            and (config.loader == "resident" or data.device == device or _bytes(data.data) <= config.resident_limit)
         )
         data = data.to(device) if resident else data
-        held_out = valid.to(device) if valid is not None and resident else valid
+        held_out = valid.to(device) if valid is not None and resident and not valid.streamed else valid
 
         state = State(method, optimizer, accelerator, config, History(), data)
         callers = [*([method] if any(hasattr(method, name) for name in _EVENTS) else []), *hooks]
@@ -259,6 +261,7 @@ def fit(
 
             for step in steps:
                 for i, (_, weight, samples) in enumerate(step):
+                    state.batch = state.output = None  # so that two batches are never in memory
                     state.batch, state.weight = next(batches), weight
                     call("on_batch")
                     last = i + 1 == len(step)
@@ -282,7 +285,7 @@ def fit(
             _check_weights(method, state.epoch, state.step)
             _share_buffers(method, world)
             if held_out is not None:
-                row.update(_validate(method, held_out, metrics, accelerator))
+                row.update(_validate(method, held_out, metrics, accelerator, config))
                 best = _better(best, row, monitor, method, keep=config.select == "best")
                 state.history.best_epoch = best.epoch
                 if config.patience is not None and state.epoch - best.epoch >= config.patience:
@@ -321,6 +324,11 @@ def _check_call(
         raise ValueError(f"train: expected the method's modalities {list(known)}, got {list(train.modalities)}")
     if valid is not None and valid.modalities != DATASET("train", train).modalities:
         raise ValueError(f"valid: expected train's modalities {list(train.modalities)}, got {list(valid.modalities)}")
+    if config.loader == "resident" and (train.streamed or (valid is not None and valid.streamed)):
+        raise ValueError(
+            "loader: a streamed data set stays where it is, so expected 'auto' or 'stream', got 'resident'; to(device) "
+            "reads all of it into memory"
+        )
     for fact in ("task", "outputs", "classes"):
         ours, theirs = (None if split is None else split.info.get(fact) for split in (train, valid))
         if ours is not None and theirs is not None and ours != theirs:
@@ -590,8 +598,7 @@ def _batches(
         num_workers=config.loader_workers,
         generator=torch.Generator(),  # so that it does not draw from the global one, as resident data do not
     )
-    for batch in loader:
-        yield batch.to(device, non_blocking=True)
+    yield from map(lambda batch: batch.to(device, non_blocking=True), loader)  # which keeps no batch that was used
 
 
 def _bytes(batch: MultimodalBatch) -> int:
@@ -704,14 +711,15 @@ def validation_scores(logits: Tensor, batch: MultimodalBatch) -> dict[str, float
 
 
 def _validate(
-    method: nn.Module, valid: MultimodalDataset, metrics: Scores | None, accelerator: Accelerator
+    method: nn.Module, valid: MultimodalDataset, metrics: Scores | None, accelerator: Accelerator, config: TrainConfig
 ) -> dict[str, float]:
     """The main process validates, so that all decide alike and batch statistics are its own."""
     from accelerate.utils import broadcast_object_list
 
     found: list[Any] = [None]
     if accelerator.is_main_process:
-        logits = predict(method, valid)
+        size = config.batch_size if valid.streamed else 1024  # a batch of streamed data may be all that fits
+        logits = predict(method, valid, batch_size=size)
         found = [{f"valid_{k}": float(v) for k, v in (metrics or validation_scores)(logits, valid.data).items()}]
     return broadcast_object_list(found)[0] if accelerator.num_processes > 1 else found[0]
 
@@ -1120,6 +1128,8 @@ def predict(
     data = given.data if isinstance(given, MultimodalDataset) else given
     if not isinstance(data, MultimodalBatch):
         raise TypeError(f"dataset: expected a MultimodalDataset, a MultimodalBatch or a dict, got {shown(dataset)}")
+    if not isinstance(given, MultimodalDataset) and any(x.is_meta for x in data.features.values()):
+        raise ValueError("dataset: expected features with values, got the data of a streamed data set; pass it itself")
     known = _modalities(method)
     if known is not None and not set(known) <= set(data.modalities):
         given = data = given[:].widened(_shapes(method, like), {} if like is None else like.data.fill)

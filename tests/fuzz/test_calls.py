@@ -699,7 +699,8 @@ case("batch.MultimodalBatch.check_values", lambda classes: batch().check_values(
 case("batch.MultimodalBatch[]", lambda rows: batch()[rows], lambda: dict(rows=[0, 1]),
      rows=lambda good: [None, "x", 1.5, ["a"], [99], torch.tensor([99]), ONES(3), 99])
 case("batch.MultimodalDataset", MultimodalDataset,
-     lambda: dict(data=batch(), info={"name": "a"}, names=[str(i) for i in range(6)]), data=lambda good: [*thing(good),
+     lambda: dict(data=batch(), info={"name": "a"}, names=[str(i) for i in range(6)], reader=None),
+     reader=lambda good: ["x", 3, OWN()], data=lambda good: [*thing(good),
      good[:0]],
      info=lambda good: ["x", 3, [1]], names=lambda good: ["abcdef", 3, ["a"]])
 case("batch.MultimodalDataset.subset", lambda rows: train().subset(rows), lambda: dict(rows=[0, 1]),
@@ -883,6 +884,21 @@ case("batch.MultimodalDataset.from_arrays", MultimodalDataset.from_arrays, OWN,
      tokens=lambda good: [3, ["no such"], {"no such": 3}, {"text": 0}, {"text": "x"}, {"text": 3}, None],
      fill=lambda good: ["x", 3, {"no such": 3}, {"text": -1}, {"text": 1.5}, {"text": 99}],
      info=lambda good: ["x", 3, [1]], allow_empty=flag)
+ROWS = lambda rows: {"audio": R(6, 3)[rows], "text": I(20, 6, 4)[rows]}
+case("batch.MultimodalDataset.from_reader", MultimodalDataset.from_reader,
+     lambda: dict(read=ROWS, present=ONES(6, 2), ids=list("abcdef"), target=[0, 1, 2, 0, 1, 2],
+                  lengths={"text": [4, 1, 2, 3, 4, 4]}, classes=3, tokens={"text": 20}, fill={"text": 1},
+                  info={"name": "own"}),
+     read=lambda good: [None, "x", 3, lambda rows: None, lambda rows: {}, lambda rows: {"audio": R(1, 3)},
+                        lambda rows: {"a.b": R(1, 3), "text": I(20, 1, 4)}, lambda rows: {**good(rows), "audio": "x"},
+                        lambda rows: {**good(rows), "audio": R(3, 3)}],
+     present=lambda good: [None, "x", 3, good * 1.0, good[:, :1], good[0], ~good, good[:0]],
+     ids=lambda good: [3, "x", ["a"], ["a"] * 6], target=lambda good: ["x", 3, good[:-1], [math.nan] * 6, {}, [7] * 6],
+     lengths=lambda good: ["x", 3, {"no such": [1] * 6}, {"text": [1.5] * 6}, {"text": [-1] * 6}, {"text": [1]}],
+     classes=lambda good: [0, -1, 1.5, True, ["x"], {}, "ab"],
+     tokens=lambda good: [3, ["no such"], {"no such": 3}, {"text": 0}, {"text": "x"}, {"text": 3}, None],
+     fill=lambda good: ["x", 3, {"no such": 3}, {"text": -1}, {"text": 1.5}, {"text": 99}],
+     info=lambda good: ["x", 3, [1]])
 FRAME = lambda: __import__("pandas").DataFrame({"a0": [0.1, 0.2, 0.3], "b0": [0.4, 0.5, 0.6], "y": [0, 1, 0]})
 case("batch.MultimodalDataset.from_frame", MultimodalDataset.from_frame,
      lambda: dict(frame=FRAME(), columns={"a": ["a0"], "b": ["b0"]}, target="y"), frame=thing,

@@ -1,0 +1,294 @@
+"""Data sets that are read on demand: the same numbers as in memory, and little memory."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mmlib import MultimodalBatch, MultimodalDataset
+from mmlib.backbones import GenericBackbone
+from mmlib.data import fingerprint
+from mmlib.methods import JointTraining
+from mmlib.missing import MissingPlan
+from mmlib.training import TrainConfig, fit, predict
+
+ROOT = Path(__file__).resolve().parent.parent
+N = 40
+STREAM = TrainConfig(epochs=2, batch_size=8, lr=0.01, loader="stream", device="cpu")
+
+
+LENGTHS = {"face": np.random.default_rng(2).integers(1, 7, N), "text": np.random.default_rng(3).integers(2, 8, N)}
+LENGTHS["face"][0], LENGTHS["text"][0] = 6, 7
+
+
+def arrays() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return {
+        "voice": rng.normal(size=(N, 5)),
+        "face": rng.normal(size=(N, 6, 4)).astype("float32"),
+        "scan": rng.normal(size=(N, 1, 8, 8)).astype("float32"),
+        "text": rng.integers(2, 20, (N, 7)) * (np.arange(7) < LENGTHS["text"][:, None]),
+    }
+
+
+PRESENT = np.random.default_rng(1).random((N, 4)) > 0.3
+PRESENT[:, 1] |= ~PRESENT.any(1)
+OPTIONS = {"tokens": {"text": 20}, "fill": {"text": 1}, "lengths": LENGTHS}
+TARGET = np.arange(N) % 3
+IDS = [f"clip-{i}" for i in range(N)]
+
+
+class Reader:
+    """Rows of arrays, and which were asked for."""
+
+    def __init__(self, ragged: bool = False):
+        self.arrays, self.ragged, self.asked = arrays(), ragged, []
+
+    def __call__(self, rows: list[int]) -> dict[str, object]:
+        assert type(rows) is list
+        assert all(type(row) is int for row in rows)
+        self.asked.append(rows)
+        found: dict[str, object] = {name: x[rows] for name, x in self.arrays.items()}
+        if self.ragged:  # as files hold them: of their own lengths, and nothing where there is nothing
+            for m, (name, x) in enumerate(self.arrays.items()):
+                count = LENGTHS.get(name, np.full(N, len(x[0])))
+                found[name] = [x[i][: count[i]] if PRESENT[i, m] or name == "text" else None for i in rows]
+            found["voice"] = [x if x is None else x[:5] for x in found["voice"]]
+        return found
+
+
+def pair(ragged: bool = False) -> tuple[MultimodalDataset, MultimodalDataset, Reader]:
+    """The same data set in memory and streamed."""
+    reader = Reader(ragged)
+    whole = MultimodalDataset.from_arrays(arrays(), TARGET, present=PRESENT, ids=IDS, **OPTIONS)
+    return whole, MultimodalDataset.from_reader(reader, PRESENT, IDS, TARGET, **OPTIONS), reader
+
+
+def same(a: MultimodalBatch, b: MultimodalBatch) -> bool:
+    return fingerprint(a) == fingerprint(b)
+
+
+@pytest.mark.parametrize("ragged", [False, True])
+def test_rows_are_those_in_memory(ragged: bool) -> None:
+    whole, streamed, reader = pair(ragged)
+    assert streamed.streamed
+    assert not whole.streamed
+    assert sum(map(len, reader.asked)) <= 4  # what it costs to know the shapes
+    assert streamed.feature_shapes == whole.feature_shapes
+    assert streamed.info == whole.info
+    assert streamed.names == whole.names
+    assert torch.equal(streamed.ids, whole.ids)
+    assert torch.equal(streamed.present, whole.present)
+    mask = torch.arange(N) % 3 == 0
+    for rows in ([3], 3, -1, [5, 2, 2], slice(4, 9), slice(None), mask, mask.nonzero()[:, 0], np.array([7, 1])):
+        assert same(streamed[rows], whole[rows]), rows
+    assert len(streamed[[]]) == 0
+    assert reader.asked[-1] != []
+    for change in (
+        lambda d: d.subset([9, 3, 30, 11]),
+        lambda d: d.subset(mask).subset([2, 0]),
+        lambda d: d.select(["text", "voice"]),
+        lambda d: d.drop(present=["face", "text"]),
+        lambda d: d.subset(mask).drop(present=["face", "voice"], keep_complete=True).select(["voice", "text"]),
+        lambda d: MissingPlan("bernoulli", 0.4).draw(d).apply(d, keep_complete=True),
+        lambda d: MissingPlan("lnln", 0.5).draw(d).apply(d.subset([8, 0, 21])),
+    ):
+        before = len(reader.asked)
+        there = change(streamed)
+        assert there.streamed
+        assert len(reader.asked) == before  # masks and rows cost nothing
+        assert same(there[:], change(whole)[:])
+    assert torch.equal(
+        MissingPlan("frames", 0.5).draw(streamed).present, MissingPlan("frames", 0.5).draw(whole).present
+    )
+    assert same(streamed.to("cpu").data, whole.data)
+    assert not streamed.to("cpu").streamed
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_training_and_predictions_are_those_in_memory(workers: int) -> None:
+    results = []
+    for data in pair()[:2]:
+        torch.manual_seed(0)
+        method = JointTraining(GenericBackbone.for_data(data, width=4))
+        config = TrainConfig(**{**vars(STREAM), "loader_workers": workers, "loader": "auto"})
+        plan = MissingPlan("bernoulli", 0.3, resample=True)
+        train, valid = data.subset(range(30)), data.subset(range(30, N))
+        history = fit(method, train, valid, config, train_plan=plan)
+        logits = predict(method, data, batch_size=8, present=["voice", "text"])
+        results.append((history.frame().drop(columns="seconds"), logits))
+    assert results[0][0].equals(results[1][0])
+    assert torch.equal(results[0][1], results[1][1])
+
+
+def test_checkpoints_know_a_streamed_data_set_without_reading_it(tmp_path: Path) -> None:
+    _, data, reader = pair()
+    reader.asked.clear()
+    first = fingerprint(data)
+    assert fingerprint(data) == first
+    assert fingerprint(data.subset(range(39))) != first
+    assert fingerprint(data.drop(present=["voice"])) != first
+    other = MultimodalDataset.from_reader(Reader(), PRESENT, IDS, TARGET, **OPTIONS, info={"fingerprint": "v2"})
+    assert fingerprint(other) != first
+    assert reader.asked == []
+    method = JointTraining(GenericBackbone.for_data(data, width=4))
+    path = tmp_path / "run.pt"
+    once = TrainConfig(**{**vars(STREAM), "select": "last"})
+    fit(method, data, config=once, checkpoint=path)
+    reader.asked.clear()
+    fit(method, data, config=once, checkpoint=path)  # all of it is done
+    assert reader.asked == []
+
+
+def test_what_needs_values_in_memory_says_so() -> None:
+    _, data, _ = pair()
+    method = JointTraining(GenericBackbone.for_data(data, width=4))
+    with pytest.raises(ValueError, match="loader: a streamed data set stays where it is"):
+        fit(method, data, config=TrainConfig(loader="resident", select="last"))
+    with pytest.raises(ValueError, match="dataset: expected features with values"):
+        predict(method, data.data)
+    with pytest.raises(ValueError, match="data: expected features with values"):
+        MultimodalDataset(data.data)
+    with pytest.raises(ValueError, match="dataset: this plan looks at the values of 'voice'"):
+        MissingPlan("mnar", {"voice": 0.5}).draw(data)
+    mask = MissingPlan("mnar", {"voice": 0.5}).draw(data.to("cpu"))
+    assert mask.apply(data).present[:, 0].sum() < data.present[:, 0].sum()
+
+
+ROWS = {"a": np.ones((4, 3))}
+HERE = np.ones((4, 1), bool)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "error", "message"),
+    [
+        ((3, HERE), {}, TypeError, "read: expected a function of a list of row numbers, got 3"),
+        ((lambda rows: [1], HERE), {}, TypeError, r"read\(rows\): expected a dict of arrays"),
+        ((lambda rows: ROWS, HERE * 1.0), {}, TypeError, r"present: expected bool \[n, M\]"),
+        ((lambda rows: ROWS, HERE[:, 0]), {}, ValueError, r"present: expected bool \[n, M\]"),
+        ((lambda rows: ROWS, HERE[:0]), {}, ValueError, r"present: expected bool \[n, M\]"),
+        ((lambda rows: ROWS, np.array([[True]] * 3 + [[False]])), {}, ValueError, r"1 have none, the first at \[3\]"),
+        ((lambda rows: ROWS, ~HERE), {}, ValueError, "present: expected every modality in some sample"),
+        (
+            (lambda rows: {"a": np.ones((1, 3)), "b": np.ones((1, 3))}, HERE),
+            {},
+            ValueError,
+            "present, read: expected 1 columns",
+        ),
+        ((lambda rows: {"a.b": np.ones((1, 3))}, HERE), {}, ValueError, "'a.b' cannot name a modality"),
+        ((lambda rows: ROWS, HERE), {}, ValueError, "read: expected 1 rows of 'a', got 4"),
+        ((lambda rows: {"a": ["x"]}, HERE), {}, ValueError, r"features\['a'\]: expected an array of numbers"),
+        ((lambda rows: {"a": np.ones((1, 3))}, HERE, ["x"]), {}, ValueError, "ids: expected 4 unique ids"),
+        ((lambda rows: {"a": np.ones((1, 3))}, HERE, None, [0]), {}, ValueError, "target: expected 4 values"),
+        ((lambda rows: {"a": np.ones((1, 3))}, HERE), {"tokens": ("a",)}, TypeError, "expected integer token ids"),
+        ((lambda rows: {"a": np.ones((1, 3))}, HERE), {"lengths": {"b": [1] * 4}}, ValueError, "lengths: unknown"),
+        ((lambda rows: {"a": np.ones((1, 3, 2))}, HERE), {"lengths": {"a": [1] * 3}}, ValueError, r"lengths\['a'\]"),
+        ((lambda rows: {"a": np.ones((1, 3, 2))}, HERE), {"lengths": {"a": [1.0] * 4}}, TypeError, r"lengths\['a'\]"),
+    ],
+)
+def test_errors_when_it_is_made(arguments, options, error, message) -> None:
+    with pytest.raises(error, match=message):
+        MultimodalDataset.from_reader(*arguments, **options)
+
+
+@pytest.mark.parametrize(
+    ("later", "error", "message"),
+    [
+        (lambda k: {"b": np.ones((k, 3))}, ValueError, r"read: expected features of 'a', got those of \['b'\]"),
+        (lambda k: {"a": np.ones((k, 4))}, ValueError, r"read: expected features\['a'\] of shape \(2, 1, 3\)"),
+        (lambda k: {"a": np.ones((k + 1, 3))}, ValueError, r"read: expected features\['a'\] of shape \(2, 1, 3\)"),
+        (lambda k: {"a": np.full((k, 3), np.nan)}, ValueError, r"features\['a'\]: expected finite values"),
+        (lambda k: None, TypeError, r"read\(rows\): expected a dict of arrays, got None"),
+    ],
+)
+def test_errors_when_it_is_read(later, error, message) -> None:
+    data = MultimodalDataset.from_reader(lambda rows: {"a": np.ones((1, 3))} if len(rows) == 1 else later(2), HERE)
+    with pytest.raises(error, match=message):
+        data[[1, 2]]
+
+
+def mapped(folder: Path, x: np.ndarray, mode: str = "r") -> np.ndarray:
+    path = folder / f"{len(list(folder.iterdir()))}.npy"
+    np.save(path, x)
+    return np.load(path, mmap_mode=mode)
+
+
+@pytest.mark.parametrize("mode", ["r", "r+", "c"])
+def test_mapped_arrays_are_streamed_and_mean_what_arrays_mean(tmp_path: Path, mode: str, monkeypatch) -> None:
+    monkeypatch.setattr("mmlib.batch.PIECE", 700)  # several pieces, of unequal length
+    given = arrays()
+    given["voice"][[4, 11]] = np.nan
+    given["face"][7, 2:4] = np.nan
+    whole = MultimodalDataset.from_arrays(given, TARGET, ids=IDS, **OPTIONS)
+    files = {name: mapped(tmp_path, x, mode) for name, x in given.items()}
+    files["text"] = given["text"]  # one of them in memory
+    if mode == "c":
+        files["scan"][3] = 5.0  # what the file does not hold
+        given["scan"][3] = 5.0
+        whole = MultimodalDataset.from_arrays(given, TARGET, ids=IDS, **OPTIONS)
+    streamed = MultimodalDataset.from_arrays(files, TARGET, ids=IDS, **OPTIONS)
+    assert streamed.streamed
+    assert not streamed.data.features["text"].is_meta
+    assert same(streamed[:], whole.data)
+    part = lambda d: d.subset([30, 4, 7, 3]).drop(present=["face", "scan", "voice"], keep_complete=True)
+    assert same(part(streamed)[[1, 2, 3]], part(whole)[[1, 2, 3]])
+    views = {**files, "scan": files["scan"][::-1][::-1], "face": np.asarray(files["face"])}
+    assert same(MultimodalDataset.from_arrays(views, TARGET, ids=IDS, **OPTIONS)[:], whole.data)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (np.nan, "sample 33 has NaN values"),
+        (np.inf, "expected finite values, got infinite ones, the first in sample 33"),
+    ],
+)
+def test_mapped_arrays_are_checked(tmp_path: Path, value: float, message: str, monkeypatch) -> None:
+    monkeypatch.setattr("mmlib.batch.PIECE", 700)
+    x = arrays()["voice"]
+    x[33, 2] = value
+    with pytest.raises(ValueError, match=rf"features\['voice'\]: {message}"):
+        MultimodalDataset.from_arrays({"voice": mapped(tmp_path, x)})
+
+
+def test_memory_stays_below_two_batches(tmp_path: Path) -> None:
+    """320 MB in a sparse file, in a process of its own: what training needs above a training on eight samples.
+
+    Two batches and the model's copies are 60 MB, pages of the file that are mapped for a moment 30 MB; the data as a
+    whole would show.
+    """
+    script = textwrap.dedent("""
+        import resource, sys
+        import numpy as np
+        import torch
+        from mmlib import MultimodalDataset
+        from mmlib.backbones import GenericBackbone
+        from mmlib.methods import JointTraining
+        from mmlib.training import TrainConfig, fit, predict
+
+        peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        n, T, D = 2000, 40, 1000  # 160 kB a sample
+        x = np.memmap(sys.argv[1], np.float32, "w+", shape=(n, T, D))
+        small = np.random.default_rng(0).normal(size=(n, 4)).astype("float32")
+        y = np.arange(n) % 2
+        tiny = MultimodalDataset.from_arrays({"big": np.zeros((8, T, D), "float32"), "small": small[:8]}, y[:8])
+        config = TrainConfig(epochs=1, batch_size=64, device="cpu", loader="stream")  # 10 MB a batch
+        method = JointTraining(GenericBackbone.for_data(tiny, width=2))
+        fit(method, tiny, tiny, config)  # what libraries, the model and one small batch need
+        before = peak()
+        data = MultimodalDataset.from_arrays({"big": x, "small": small}, y)
+        fit(method, data.subset(range(1600)), data.subset(range(1600, n)), config)
+        print(peak() - before)
+        """)
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "big.bin")], capture_output=True, text=True, cwd=ROOT, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "big.bin").unlink()
+    assert float(done.stdout) < 160, done.stdout

@@ -13,6 +13,7 @@ import torch
 from mmlib.checks import (
     SHAPES,
     Array,
+    Device,
     Either,
     Flag,
     Function,
@@ -24,8 +25,10 @@ from mmlib.checks import (
     Several,
     Text,
     Whole,
+    check_all,
     check_known,
     check_options,
+    from_reading,
     option,
 )
 
@@ -183,3 +186,38 @@ def test_a_default_dict_is_each_object_s_own() -> None:
 
     Config().widths["a"] = 5
     assert Config().widths == {"a": 3}
+
+
+def test_devices_by_name() -> None:
+    assert Device()("device", "cpu") == torch.device("cpu")
+    with pytest.raises(TypeError, match="^device: expected a device, such as 'cpu', got 3"):
+        Device()("device", 3)
+    with pytest.raises(ValueError, match="^device: expected a device, such as 'cpu', got 'gpu'"):
+        Device()("device", "gpu")
+
+
+def test_all_arguments_of_a_function() -> None:
+    def load(width: int, on: bool = True, note: str = "") -> None:
+        check_all({"width": Whole(1), "on": Flag()}, locals())
+
+    load(3, note="not checked")
+    with pytest.raises(TypeError, match="^on: expected True or False, got 1"):
+        load(3, on=1)  # type: ignore[arg-type]
+
+
+def test_a_configuration_from_a_reading_and_options() -> None:
+    @dataclass(frozen=True)
+    class Config:
+        width: int = option(3, Whole(1))
+        deep: bool = option(False, Flag())
+
+        def __post_init__(self) -> None:
+            check_options(self)
+
+    readings = {"paper": {}, "released": {"width": 5}}
+    assert from_reading(Config, readings, "released", {"deep": True}) == Config(5, True)
+    assert from_reading(Config, readings, "released", {"width": 7}) == Config(7)
+    with pytest.raises(ValueError, match="reading: expected 'paper' or 'released', got 'code'"):
+        from_reading(Config, readings, "code", {})
+    with pytest.raises(ValueError, match=r"options: unknown options \['height'\]; known are \['width', 'deep'\]"):
+        from_reading(Config, readings, "paper", {"height": 1})

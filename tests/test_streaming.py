@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from mmlib import MultimodalBatch, MultimodalDataset
-from mmlib.backbones import GenericBackbone
+from mmlib.backbones import GenericBackbone, Table3Evaluator
 from mmlib.data import fingerprint
-from mmlib.methods import JointTraining
+from mmlib.methods import BALM, DEAR, DREAM, MCE, JointTraining
 from mmlib.missing import MissingPlan
 from mmlib.training import TrainConfig, fit, predict
 
@@ -292,3 +292,45 @@ def test_memory_stays_below_two_batches(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     (tmp_path / "big.bin").unlink()
     assert float(done.stdout) < 160, done.stdout
+
+
+@pytest.mark.parametrize("name", ["MCE", "BALM", "DREAM", "DEAR"])
+def test_methods_train_on_streamed_data_as_in_memory(name: str) -> None:
+    x = {m: torch.randn(30, t, 3, generator=torch.Generator().manual_seed(t)).numpy() for m, t in (("a", 6), ("b", 5))}
+    target, once = np.arange(30) % 3, TrainConfig(**{**vars(STREAM), "epochs": 1, "select": "last"})
+    read = lambda rows: {m: v[rows] for m, v in x.items()}
+    found = []
+    for data in (
+        MultimodalDataset.from_arrays(x, target),
+        MultimodalDataset.from_reader(read, np.ones((30, 2), bool), None, target),
+    ):
+        torch.manual_seed(0)
+        if name == "DREAM":
+            method = DREAM.for_data(Table3Evaluator.for_data(data).eval(), data, width=8, heads=2)
+        elif name == "DEAR":
+            method = DEAR.for_data(data, width=8, heads=2, head_width=4, hidden=8)
+        else:
+            backbone = GenericBackbone.for_data(data, width=8)
+            method = BALM.for_data(backbone, data) if name == "BALM" else MCE.for_data(backbone, data, None, once)
+        fit(method, data, config=once, train_plan=MissingPlan("lnln", 0.3) if name == "DEAR" else None)
+        found.append(predict(method, data))
+    assert torch.equal(*found)
+
+
+def test_a_text_encoder_takes_streamed_ids() -> None:
+    ids = np.random.default_rng(0).integers(1, 20, (12, 6))
+    x = np.random.default_rng(1).normal(size=(12, 4, 3))
+    read = lambda rows: {"text": ids[rows], "audio": x[rows]}
+    data = MultimodalDataset.from_reader(read, np.ones((12, 2), bool), None, np.arange(12) % 3, tokens={"text": 20})
+
+    class Words(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = torch.nn.Embedding(20, 4)
+            self.config = type("Config", (), {"vocab_size": 20, "hidden_size": 4, "max_position_embeddings": 6})()
+
+        def forward(self, input_ids, attention_mask):
+            return type("Output", (), {"last_hidden_state": self.table(input_ids)})()
+
+    method = DEAR.for_data(data, Words(), width=8, heads=2, head_width=4, hidden=8)
+    assert predict(method, data).shape == (12, 3)

@@ -812,7 +812,7 @@ class DEAR(SharesBatches, nn.Module):
     def _check_ids(self, batch: MultimodalBatch) -> None:
         for m in self.tokens:
             ids = batch.features[m]
-            if self.vocabulary is not None and ids.numel():
+            if self.vocabulary is not None and ids.numel() and not ids.is_meta:  # a streamed data set has none yet
                 low, high = int(ids.min()), int(ids.max())
                 if low < 0 or high >= self.vocabulary:
                     raise ValueError(

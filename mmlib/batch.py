@@ -452,7 +452,7 @@ class MultimodalDataset(torch.utils.data.Dataset):
         info: Mapping[str, Any] | None = None,
         names: Sequence[str] | None = None,
         *,
-        reader: _Reader | None = None,
+        reader: Any = None,  # what from_reader makes
     ):
         if len(BATCH("data", data)) == 0:
             raise ValueError("data: expected at least one sample, got an empty split")

@@ -111,6 +111,8 @@ def test_papermill_from_a_folder_outside(home: bool, tmp_path: Path) -> None:
     assert done.returncode != 0
     said = done.stderr.strip().splitlines()[-1]
     if home:
-        assert said == "TypeError: seeds: expected a list, got 'one'"
+        assert (
+            said == "TypeError: seeds: expected a list or tuple of at least 1, each an integer of at least 0, got 'one'"
+        )
     else:
         assert said.startswith("SystemExit: The book's clone was not found: set papermill's --cwd or MMLIB_HOME to it.")

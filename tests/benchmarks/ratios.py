@@ -42,13 +42,23 @@ def text(rows: list[dict[str, Any]]) -> str:
 
 
 def save(rows: list[dict[str, Any]], device: str, folder: Path) -> Path:
-    """Store ``rows`` as ``folder/device.json``; ValueError for a device whose name is no file name."""
+    """Store ``rows`` in ``folder/device.json``, in place of those of the same names; others stay.
+
+    ValueError for a device whose name is no file name, or rows there that other versions measured.
+    """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 ._-]*", device):
         raise ValueError(f"BENCH_DEVICE: expected a name such as 'cpu' or 'NVIDIA H100', got {device!r}")
     path = folder / f"{device.lower().replace(' ', '-')}.json"
     versions = {name: metadata.version(name) for name in VERSIONS}
     folder.mkdir(parents=True, exist_ok=True)
     facts = {"device": device, "threads": int(os.environ.get("OMP_NUM_THREADS", 0)) or None, "versions": versions}
+    if path.exists():
+        stored = json.loads(path.read_text())
+        new = {row["benchmark"] for row in rows}
+        kept = [row for row in stored.pop("benchmarks") if row["benchmark"] not in new]
+        if kept and stored != facts:
+            raise ValueError(f"{path.name}: expected rows of {facts}, got {stored}; run all benchmarks, or remove it")
+        rows = [*kept, *rows]
     path.write_text(json.dumps({**facts, "benchmarks": rows}, indent=1) + "\n")
     return path
 

@@ -13,6 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 SHAPE = (12_500, 40, 1000)  # float32: 2 GB, 160 kB a sample
 BATCH = 64
@@ -61,7 +63,8 @@ print(json.dumps([time.perf_counter() - looked, looked - started, peak() - befor
 """
 
 
-def test_stream(benchmark: Any, tmp_path: Path) -> None:
+@pytest.mark.benchmark(group="2 GB in a file")
+def test_an_epoch_streamed(benchmark: Any, tmp_path: Path) -> None:
     path = tmp_path / "big.bin"
     size = 4 * SHAPE[0] * SHAPE[1] * SHAPE[2]
     with path.open("wb") as file:

@@ -953,11 +953,11 @@ for cls in (sklearn.MissingModalityClassifier, sklearn.MissingModalityRegressor)
 
 
 # experiments, files, figures
-CONFIGS = lambda good: [None, "x", 3, [3], ["x"], [{3: 1}], [{"a": object()}], [{"a": math.nan}], [{"a": "/root/x"}]]
+CONFIGS = lambda good: [None, "x", 3, [3], ["x"], [{3: 1}], [{"a": object()}], [{"a": math.nan}], [{"a": "/srv/x"}]]
 RUN = lambda config: [{"metric": "accuracy", "value": 0.5, "n": 3}]
 case("experiments.grid", experiments.grid, lambda: dict(a=[1, 2]))
 case("experiments.config_hash", experiments.config_hash, lambda: dict(config={"a": 1}), config=lambda good: [
-    None, "x", 3, [1], {3: 1}, {"a": object()}, {"a": math.nan}, {"a": "/root/x"}])
+    None, "x", 3, [1], {3: 1}, {"a": object()}, {"a": math.nan}, {"a": "/srv/x"}])
 case("experiments.load_or_run", experiments.load_or_run,
      lambda: dict(path=FOLDER / "r.csv", configs=[{"a": 1}], run=RUN, workers=1, backend="loky", client=None, threads=1,
                   experiment="e", command="c", progress=False),

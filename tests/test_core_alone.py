@@ -94,7 +94,7 @@ def test_core_copied_and_renamed_trains(tmp_path):
 
 
 def test_core_imports_are_relative_or_torch():
-    files = [p for name in CORE for p in ([ROOT / name] if name.endswith(".py") else (ROOT / name).glob("*.py"))]
+    files = [p for name in CORE for p in ([ROOT / name] if name.endswith(".py") else (ROOT / name).rglob("*.py"))]
     for path in files:
         for line in path.read_text().splitlines():
             if found := re.match(r"\s*(?:from|import)\s+([\w.]+)", line):

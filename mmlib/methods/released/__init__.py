@@ -1,0 +1,4 @@
+"""What a paper's release, or another interpretation of its text, does differently: a file a paper.
+
+Subclasses of the papers' classes, each with its own options and presets (see ``methods/_presets.py``).
+"""

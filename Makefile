@@ -29,14 +29,14 @@ setup: ## make .venv and install requirements.txt (the other commands do this fi
 	@bash .ci/setup $(VENV) $(STAMP)
 
 book: setup ## execute copies of the chapters and build the book from them: _build/html/index.html
-	@$(PYTHON) -m book.build execute
-	@$(PYTHON) -m book.build html
+	@$(PYTHON) -m book.support.build execute
+	@$(PYTHON) -m book.support.build html
 
 html: setup ## build the book again from the copies that `make book` executed
-	@$(PYTHON) -m book.build html
+	@$(PYTHON) -m book.support.build html
 
 refresh: setup ## run the chapters (CHAPTERS="a.ipynb b.ipynb", default all) and rewrite their committed outputs
-	@$(PYTHON) -m book.build refresh $(CHAPTERS)
+	@$(PYTHON) -m book.support.build refresh $(CHAPTERS)
 
 lint: setup ## ruff and mypy
 	@$(PYTHON) -m ruff check .

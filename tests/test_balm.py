@@ -17,11 +17,11 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from book.support.experiments import train_and_score
 from mmlib import BALM, MultimodalBatch, MultimodalDataset, Output
 from mmlib import data as sources
 from mmlib.backbones import AVMNISTBackbone, Backbone, GenericBackbone, GenericConfig
 from mmlib.coalitions import coalition_logits, coalition_masks
-from mmlib.experiments import train_and_score
 from mmlib.methods import JointTraining
 from mmlib.methods.balm import (
     READINGS,

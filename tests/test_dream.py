@@ -931,7 +931,7 @@ def test_mixed_precision_does_not_touch_the_scores(precision):
 
 @pytest.mark.slow
 def test_the_runner_trains_the_evaluator_first(monkeypatch):
-    from mmlib import experiments
+    from book.support import experiments
 
     asked = []
     fitted = experiments.fit
@@ -960,7 +960,7 @@ def test_the_runner_trains_the_evaluator_first(monkeypatch):
 
 @pytest.mark.slow
 def test_the_runner_with_a_resampling_plan_on_scores():
-    from mmlib.experiments import train_and_score
+    from book.support.experiments import train_and_score
 
     config = {
         "data": "synthetic",

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from book.support.experiments import train_and_score
 from mmlib import MultimodalBatch, MultimodalDataset
 from mmlib import data as sources
 from mmlib.backbones import GenericBackbone
-from mmlib.experiments import train_and_score
 from mmlib.methods import MBTSample
 from mmlib.methods.mbt_sample import resampling_copies
 from mmlib.missing import MissingPlan

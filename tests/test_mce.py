@@ -858,7 +858,7 @@ class _StopAtBatch:
 
 @pytest.mark.slow
 def test_the_runner_trains_mce_with_its_bounds():
-    from mmlib.experiments import subsets, train_and_score
+    from book.support.experiments import subsets, train_and_score
 
     config = {
         "data": "digits",

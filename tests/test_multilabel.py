@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from mmlib import MultimodalBatch, MultimodalDataset, experiments, training
+from book.support import experiments
+from mmlib import MultimodalBatch, MultimodalDataset, training
 from mmlib.backbones import GenericBackbone
 from mmlib.backbones.evaluators import MLPEvaluator
 from mmlib.batch import Output

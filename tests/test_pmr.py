@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from test_mbt_sample import Interrupt, toy
 from torch import nn
 
+from book.support.experiments import train_and_score
 from mmlib import MultimodalBatch, MultimodalDataset
 from mmlib import data as sources
 from mmlib.backbones import Backbone, GenericBackbone
-from mmlib.experiments import train_and_score
 from mmlib.methods import PMR
 from mmlib.methods.pmr import prototype_log_probabilities
 from mmlib.missing import MissingPlan

@@ -15,10 +15,10 @@ from test_mbt_sample import Interrupt, toy, weights
 from torch import nn
 from torch.nn import functional as F
 
+from book.support.experiments import train_and_score
 from mmlib import MultimodalBatch, MultimodalDataset
 from mmlib import data as sources
 from mmlib.backbones import AVMNISTBackbone, Backbone, GenericBackbone, GenericConfig
-from mmlib.experiments import train_and_score
 from mmlib.methods import CGGM, OGMGE
 from mmlib.methods.ogm_ge import ogm_coefficients
 from mmlib.missing import MissingPlan

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from book import build
+from book.support import build
 
 # What sphinx-book-theme 1.x says of itself on every page.
 THEME = ("THEBE_JS_URL", "Got invalid theme mode")

@@ -12,7 +12,7 @@ import nbformat
 import pytest
 from papermill.exceptions import PapermillExecutionError
 
-from book import build
+from book.support import build
 
 CHAPTERS = [pytest.param(p, id=p.stem) for p in build.chapters()]
 

@@ -13,7 +13,7 @@ from typing import Any
 import nbformat
 import pytest
 
-from book import build
+from book.support import build
 
 ROOT = build.ROOT
 CHAPTERS = [pytest.param(p, id=p.stem) for p in build.chapters()]

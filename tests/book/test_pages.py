@@ -14,7 +14,7 @@ from typing import Any
 import nbformat
 import pytest
 
-from book import build
+from book.support import build
 
 ROOT = build.ROOT
 PAGE = re.compile(r"[\w/-]+(#[\w-]+)?")
@@ -154,9 +154,9 @@ def test_every_row_says_where_it_is_covered() -> None:
 
 def test_the_status_page_is_up_to_date() -> None:
     page = build.STATUS.read_text(encoding="utf-8")
-    assert build.status_table() in page, "run python -m book.build status"
-    assert build.coverage_table() in page, "run python -m book.build status"
-    assert build.speed_table() in page, "run python -m book.build status"
+    assert build.status_table() in page, "run python -m book.support.build status"
+    assert build.coverage_table() in page, "run python -m book.support.build status"
+    assert build.speed_table() in page, "run python -m book.support.build status"
     chapters = [p for p in build.chapters() if p.relative_to(ROOT).with_suffix("").as_posix() in build.contents()]
     assert all(f"`{p.relative_to(ROOT / 'book').with_suffix('').as_posix()}`" in page for p in chapters)
 

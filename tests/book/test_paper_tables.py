@@ -8,9 +8,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from book import build
 from book.paper_tables import COLUMNS, FOLDER, read
 from book.paper_tables.transcribe import TABLES, TEXTS, cell, transcribe
+from book.support import build
 
 COUNTS = {
     "mce": {1: 28, 2: 91, 3: 30, 4: 90, 5: 30, 6: 56, 7: 8, 8: 12},

@@ -43,8 +43,9 @@ import pytest
 import torch
 from scipy import stats
 
-from book import balm_runs, build, dear_runs, dream_runs, imbalance_runs
-from mmlib import data, experiments
+from book.studies import balm, dear, dream, imbalance
+from book.support import build, experiments, results
+from mmlib import data
 from mmlib.losses import task_loss
 
 RESULTS = build.ROOT / "book" / "results"
@@ -78,10 +79,10 @@ def linear_probe(config: dict[str, Any]) -> list[dict[str, Any]]:
 
 RUNNERS: dict[str, Callable[[dict[str, Any]], list[dict[str, Any]]]] = {
     "linear probe": linear_probe,
-    "detection": dream_runs.run_detection,
-    "mask": dream_runs.run_mask,
-    "reweighted": imbalance_runs.run,
-    "mce+balm": balm_runs.run,
+    "detection": dream.run_detection,
+    "mask": dream.run_mask,
+    "reweighted": imbalance.run,
+    "mce+balm": balm.run,
 }
 
 
@@ -89,15 +90,15 @@ def runner(config: dict[str, Any]) -> Callable[[dict[str, Any]], list[dict[str, 
     """What does the run of a stored config again; None where nothing here can."""
     if config.get("method") in RUNNERS:
         return RUNNERS[config["method"]]
-    if config.get("protocol") == "lnln" and "text_encoder" not in config and config["test"] in dear_runs.SCORED:
-        return dear_runs.score
+    if config.get("protocol") == "lnln" and "text_encoder" not in config and config["test"] in dear.SCORED:
+        return dear.score
     known = set(config) <= set(experiments.DEFAULTS) and config.get("method", "joint") in experiments.METHODS
     return experiments.train_and_score if known and config.get("backbone", "generic") in experiments.BACKBONES else None
 
 
 def runs(path: Path) -> pd.DataFrame:
     """One row per run that can be done again on this machine: its hash, config and seconds."""
-    stored = experiments.load_rows(path)
+    stored = results.load_rows(path)
     stored = stored[stored["device"].str.startswith("cpu")]
     stored = stored.groupby("config_hash", as_index=False).agg({"config": "first", "seconds": "max"}).fillna(0.0)
     return stored[[runner(json.loads(text)) is not None for text in stored["config"]]]
@@ -177,14 +178,14 @@ def check(stored: pd.DataFrame, config: dict[str, Any], again: Callable[[dict[st
 
     stored : the rows of its table, `with_spread`
     """
-    key = experiments.config_hash(config)
+    key = results.config_hash(config)
     mine = stored[stored["config_hash"] == key]
     others = stored[stored["cell"].isin(mine["cell"]) & (stored["config_hash"] != key)]["config"].unique()
     root = {"data_root": config["data_root"]} if "data_root" in config else {}
     tried: list[pd.DataFrame] = []
     off: dict[tuple[str, str], float] = {}
     for one in [config, *({**json.loads(text), **root} for text in others)][:SEEDS]:
-        old, new = stored[stored["config_hash"] == experiments.config_hash(one)], again(one)
+        old, new = stored[stored["config_hash"] == results.config_hash(one)], again(one)
         new = new[new["metric"].isin(set(old["metric"]))]  # a table may keep some of the metrics
         found = outside(old, new)
         off = {place: side for place, side in found.items() if not tried or off.get(place) == side}
@@ -221,7 +222,7 @@ def test_stored_rows_come_out_again(table: Path, tmp_path: Path, request: pytest
     if any(config["data"] not in EMBEDDED for config in configs):
         root = str(request.getfixturevalue("real_data"))
         configs = [{**config, "data_root": root} for config in configs]
-    stored = with_spread(experiments.load_rows(table))
+    stored = with_spread(results.load_rows(table))
 
     def again(config: dict[str, Any]) -> pd.DataFrame:
         try:
@@ -255,7 +256,7 @@ def test_false_alarms_are_rarer_than_one_in_a_thousand_suites() -> None:
     """The suite compares no more values than the level is made for; and a seed left out is inside, but for few runs."""
     count = drawn_runs = held = out = 0
     for table in sorted(RESULTS.glob("*.csv")):
-        stored, chosen = with_spread(experiments.load_rows(table)), drawn(runs(table), "", *FIXED)
+        stored, chosen = with_spread(results.load_rows(table)), drawn(runs(table), "", *FIXED)
         count += int(stored["config_hash"].isin(chosen["config_hash"]).sum())
         drawn_runs += len(chosen)
         seed = stored.groupby(CELL).cumcount()
@@ -278,14 +279,14 @@ def test_false_alarms_are_rarer_than_one_in_a_thousand_suites() -> None:
 def trained(config: dict[str, Any]) -> pd.DataFrame:
     """A run's rows; no stored run has these kernels."""
     rows = pd.DataFrame(experiments.train_and_score(config))
-    return rows.assign(config_hash=experiments.config_hash(config), kernels="of another machine", torch="", device="")
+    return rows.assign(config_hash=results.config_hash(config), kernels="of another machine", torch="", device="")
 
 
 @pytest.mark.slow
 def test_a_wrong_loss_a_wrong_mask_and_swapped_modalities_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """By runs that are trained with the fault, against the interval: nothing is known of the kernels."""
     table = RESULTS / "dream-table1-synthetic.csv"
-    stored = with_spread(experiments.load_rows(table)).assign(kernels="")
+    stored = with_spread(results.load_rows(table)).assign(kernels="")
     cheap = runs(table).sort_values(["seconds", "config_hash"])
     (config,) = (json.loads(text) for text in cheap["config"][:1])
     check(stored, config, trained)
@@ -321,7 +322,7 @@ def invented(values: dict[int, list[float]], kernels: str = "") -> pd.DataFrame:
     row |= {"kernels": kernels, "torch": "2", "device": "cpu, 1 thread"}
     configs = [({"cell": c, "seed": s}, v) for c, seeds in values.items() for s, v in enumerate(seeds)]
     return pd.DataFrame(
-        [{**row, "config": json.dumps(c), "config_hash": experiments.config_hash(c), "value": v} for c, v in configs]
+        [{**row, "config": json.dumps(c), "config_hash": results.config_hash(c), "value": v} for c, v in configs]
     )
 
 

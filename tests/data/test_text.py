@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import nn
 
+from book.support.experiments import train_and_score
 from mmlib import DEAR
 from mmlib.batch import MultimodalBatch, MultimodalDataset
 from mmlib.data import load, mmsa, text
-from mmlib.experiments import train_and_score
 from mmlib.missing import lnln_protocol
 from mmlib.training import TrainConfig, fit
 

@@ -24,21 +24,8 @@ import pytest
 import torch
 
 import mmlib
-from mmlib import (
-    backbones,
-    coalitions,
-    data,
-    experiments,
-    figures,
-    files,
-    layers,
-    losses,
-    metrics,
-    missing,
-    sklearn,
-    statistics,
-    training,
-)
+from book.support import experiments, figures, results
+from mmlib import backbones, coalitions, data, files, layers, losses, metrics, missing, sklearn, statistics, training
 from mmlib.backbones import base, dialogue, evaluators, mmgcn
 from mmlib.batch import MultimodalBatch, MultimodalDataset, frame_axis, per_frame, stable_ids
 from mmlib.data import avmnist, conversations, iemocap, mfeat, mmsa, synthetic, text
@@ -955,22 +942,22 @@ for cls in (sklearn.MissingModalityClassifier, sklearn.MissingModalityRegressor)
 # experiments, files, figures
 CONFIGS = lambda good: [None, "x", 3, [3], ["x"], [{3: 1}], [{"a": object()}], [{"a": math.nan}], [{"a": "/srv/x"}]]
 RUN = lambda config: [{"metric": "accuracy", "value": 0.5, "n": 3}]
-case("experiments.grid", experiments.grid, lambda: dict(a=[1, 2]))
-case("experiments.config_hash", experiments.config_hash, lambda: dict(config={"a": 1}), config=lambda good: [
+case("results.grid", results.grid, lambda: dict(a=[1, 2]))
+case("results.config_hash", results.config_hash, lambda: dict(config={"a": 1}), config=lambda good: [
     None, "x", 3, [1], {3: 1}, {"a": object()}, {"a": math.nan}, {"a": "/srv/x"}])
 case("experiments.load_or_run", experiments.load_or_run,
      lambda: dict(path=FOLDER / "r.csv", configs=[{"a": 1}], run=RUN, workers=1, backend="loky", client=None, threads=1,
                   experiment="e", command="c", progress=False),
      path=path, configs=CONFIGS, run=lambda good: ["x", 3, []], workers=POSITIVE, backend=choice, threads=POSITIVE,
      experiment=lambda good: [3, [], "a\nb"], command=lambda good: [3, None, [], "a\nb"], progress=flag)
-case("experiments.load_rows", experiments.load_rows, lambda: dict(path=FOLDER / "r.csv", configs=[{"a": 1}]), path=path,
+case("results.load_rows", results.load_rows, lambda: dict(path=FOLDER / "r.csv", configs=[{"a": 1}]), path=path,
      configs=OPTIONAL(CONFIGS))
-case("experiments.missing_rows", experiments.missing_rows, lambda: dict(path=FOLDER / "r.csv", configs=[{"a": 1}]),
+case("results.missing_rows", results.missing_rows, lambda: dict(path=FOLDER / "r.csv", configs=[{"a": 1}]),
      path=path,
      configs=CONFIGS)
-case("experiments.not_run", experiments.not_run, lambda: dict(path=FOLDER / "r.csv", configs=[{"a": 1}], command="c"),
+case("results.not_run", results.not_run, lambda: dict(path=FOLDER / "r.csv", configs=[{"a": 1}], command="c"),
      path=path, configs=CONFIGS, command=word)
-case("experiments.predictions", experiments.predictions, lambda: dict(path=stored(), config={"a": 3}), path=path,
+case("results.predictions", results.predictions, lambda: dict(path=stored(), config={"a": 3}), path=path,
      config=lambda good: [None, "x", 3, "../x", {3: 1}])
 case("experiments.subsets", experiments.subsets, lambda: dict(modalities=["a", "b"]),
      modalities=lambda good: [None, "ab", 3, [], [1]])
@@ -979,7 +966,7 @@ TINY = dict(data="synthetic", data_options=dict(sizes=[24, 12, 12], frames=4, wi
 case("experiments.train_and_score", experiments.train_and_score, lambda: dict(config=TINY), config=lambda good: [
     None, "x", 3, {"no such": 1}, {**good, "method": "no such"}, {**good, "train": {"no such": 1}}, {**good,
     "train": 3}])
-case("experiments.Rows", experiments.Rows, lambda: dict(rows=[{"metric": "a"}], predictions={"a": np.ones(3)}),
+case("results.Rows", results.Rows, lambda: dict(rows=[{"metric": "a"}], predictions={"a": np.ones(3)}),
      rows=lambda good: [3, "x", [3]], predictions=lambda good: ["x", 3])
 case("files.atomic_write", files.atomic_write, lambda: dict(path=FOLDER / "f", content=b"x", locked=True), path=path,
      content=lambda good: [None, "x", 3], locked=flag)
@@ -1024,7 +1011,7 @@ case("figures.reliability", figures.reliability,
 def stored() -> Path:
     place = FOLDER / "stored.csv"
     if not place.exists():
-        run = lambda config: experiments.Rows(RUN(config), {"complete": np.ones(3)})
+        run = lambda config: results.Rows(RUN(config), {"complete": np.ones(3)})
         experiments.load_or_run(place, [{"a": 3}], run)
     return place
 # fmt: on

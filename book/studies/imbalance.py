@@ -1,0 +1,132 @@
+"""The runs behind the imbalance chapter: ``python -m book.studies.imbalance TABLE... [--data-root FOLDER]``.
+
+Each function gives a table's cells: a label per axis -> the configs of that cell, one a seed. The command fills
+``book/results/imbalance-TABLE.csv`` with what is not there yet; the chapter reads the rows of the same configs.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from book.support import experiments, results
+from book.support.sweep import Cells, Config, Sweep
+from mmlib.methods import JointTraining
+from mmlib.methods.balm import EncoderGradients
+
+SHARED = (0.5, 0.5, 0.5)
+SETTINGS = tuple(itertools.permutations((0.3, 0.5, 0.7)))  # the paper's six, of the same mean
+REMEDY_RATES = (0.2, 0.5, 0.8)  # on digits the modality that is hardest to learn from is also the rarest
+SEEDS = (0, 1, 2, 3, 4)
+
+
+class Reweighted(JointTraining):
+    """Joint training in which modality m is trained ``(mean rate of presence) / (its rate of presence)`` times as hard.
+
+    where : "gradient" multiplies the gradient of its encoder, "rate" the learning rate of its encoder
+    """
+
+    def __init__(self, backbone: Any, where: str = "gradient"):
+        super().__init__(backbone)
+        if where not in ("gradient", "rate"):
+            raise ValueError(f"where: expected 'gradient' or 'rate', got {where!r}")
+        self.where, self.factors = where, torch.ones(len(backbone.modalities))
+        self.gradients = EncoderGradients(backbone, dict(backbone.encoders.items()))
+
+    def on_start(self, state: Any) -> None:
+        there = state.train.present.flatten(0, -2).float().mean(0)
+        self.factors = there.mean() / there
+        if self.where == "rate":
+            (group,) = state.optimizer.param_groups
+            encoders = {id(p) for p in self.backbone.encoders.parameters()}
+            group["params"] = [p for p in group["params"] if id(p) not in encoders]
+            for encoder, factor in zip(self.backbone.encoders.values(), self.factors.tolist(), strict=True):
+                own = {**group, "params": list(encoder.parameters()), "lr": factor * group["lr"]}
+                state.optimizer.add_param_group(own)
+
+    def on_backward(self, state: Any) -> None:
+        if self.where == "gradient":
+            self.gradients.scale(self.factors)
+
+
+def run(config: Config) -> results.Rows:
+    """`experiments.train_and_score`, which learns the method "reweighted" first."""
+    experiments.METHODS["reweighted"] = lambda backbone, setting, options: Reweighted(backbone, **options)
+    try:
+        return experiments.train_and_score(config)
+    finally:
+        del experiments.METHODS["reweighted"]
+
+
+SGD = {"optimizer": "sgd", "lr": 0.05}
+REMEDIES: dict[str, tuple[str, Config, Config]] = {  # method, its options, training
+    "joint training": ("joint", {}, {}),
+    "gradients reweighted": ("reweighted", {"where": "gradient"}, {}),
+    "learning rates reweighted": ("reweighted", {"where": "rate"}, {}),
+    "modality dropout": ("joint", {"modality_dropout": 0.5}, {}),
+    "OGM-GE": ("ogm_ge", {"alpha": 0.3}, {}),
+    "joint training, SGD": ("joint", {}, SGD),
+    "gradients reweighted, SGD": ("reweighted", {"where": "gradient"}, SGD),
+}
+
+
+def name_of(rates: tuple[float, ...]) -> str:
+    """How a setting is called in tables, such as ".3 .5 .7"."""
+    return " ".join(f"{r:g}".lstrip("0") for r in rates)
+
+
+def _config(data: str, rates: tuple[float, ...], seed: int, method: str, options: Config, train: Config) -> Config:
+    """digits or three views of mfeat, exact counts, 25 epochs, tested on the seven subsets and under its own rates."""
+    plan = {"kind": "exact_count", "rates": list(rates)}
+    return {
+        "data": data,
+        **({"modalities": ["fou", "zer", "mor"]} if data == "mfeat" else {}),
+        "method": method,
+        "method_options": options,
+        "train_plan": plan,
+        "test": ["subsets", {"own rates": plan}],
+        "train": {"epochs": 25, "batch_size": 64, "lr": 1e-3, **train},
+        "seed": seed,
+        "profile": "book",
+    }
+
+
+def _shared(data: str) -> Cells:
+    return {
+        (name_of(rates),): [_config(data, rates, seed, "joint", {}, {}) for seed in SEEDS]
+        for rates in (SHARED, *SETTINGS)
+    }
+
+
+def shared_digits() -> Cells:
+    """F.7 on digits: rate .5 for all against six settings of the same mean: (setting,)."""
+    return _shared("digits")
+
+
+def shared_mfeat() -> Cells:
+    """The same on three views of mfeat, fou, zer and mor: (setting,)."""
+    return _shared("mfeat")
+
+
+def remedies_digits() -> Cells:
+    """What helps, on digits: (remedy,)."""
+    return {
+        (remedy,): [_config("digits", REMEDY_RATES, seed, method, options, train) for seed in SEEDS]
+        for remedy, (method, options, train) in REMEDIES.items()
+    }
+
+
+TABLES: dict[str, Callable[[], Cells]] = {
+    "shared_digits": shared_digits,
+    "shared_mfeat": shared_mfeat,
+    "remedies_digits": remedies_digits,
+}
+SWEEP = Sweep("imbalance", TABLES, run)
+path, command, main = SWEEP.path, SWEEP.command, SWEEP.main
+
+
+if __name__ == "__main__":
+    main()

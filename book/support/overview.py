@@ -1,0 +1,80 @@
+"""The figure on the first page: what is missing, what that costs, and what each modality is worth. Takes a minute."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+RATES = {"left": 0.2, "right": 0.5, "projection": 0.7}
+SEEDS = (0, 1, 2)
+EPOCHS = 60
+
+
+def numbers() -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    """Who has what, bool [n, M]; per method the accuracy of every coalition, [2**M], and its Shapley values, [M]."""
+    import torch
+
+    from mmlib import coalitions, data, training
+    from mmlib.backbones import GenericBackbone
+    from mmlib.methods import JointTraining
+    from mmlib.missing import MissingPlan
+
+    splits = data.load("digits")
+    test, every = splits["test"], coalitions.coalition_masks(len(RATES))
+    accuracy: dict[str, Any] = {}
+    for method, dropout in (("joint training", 0.0), ("modality dropout", 0.5)):
+        runs = []
+        for seed in SEEDS:
+            plan = MissingPlan("imbalanced", rates=RATES, seed=seed)
+            train, valid = (plan.draw(splits[s]).apply(splits[s]) for s in ("train", "valid"))
+            with training.random_state(seed):
+                model = JointTraining(GenericBackbone.for_data(test), modality_dropout=dropout)
+            training.fit(model, train, valid, training.TrainConfig(epochs=EPOCHS, seed=seed, device="cpu"))
+            with coalitions.scoring(model):
+                logits = coalitions.coalition_logits(model.backbone, test.data, every)
+            runs.append((logits.argmax(-1) == test.target).float().mean(-1))  # type: ignore[attr-defined]
+        accuracy[method] = torch.stack(runs).mean(0)
+    shapley = {method: coalitions.shapley_values(v) for method, v in accuracy.items()}
+    present = MissingPlan("imbalanced", rates=RATES).draw(splits["train"]).present
+    return present, accuracy, shapley
+
+
+def draw(path: Path) -> None:
+    """Compute the numbers and write the figure to ``path``; prints what it shows."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    from book.support import figures
+    from mmlib import coalitions
+
+    present, accuracy, shapley = numbers()
+    names = list(RATES)
+    masks = coalitions.coalition_masks(len(names))
+    order = sorted(range(1, len(masks)), key=lambda k: (int(masks[k].sum()), k))
+    initials = {"left": "L", "right": "R", "projection": "P"}
+    groups = ["".join(initials[n] for n, on in zip(names, masks[k].tolist(), strict=True) if on) for k in order]
+    for method, values in accuracy.items():
+        print(method, {g: round(values[k].item(), 3) for g, k in zip(groups, order, strict=True)})
+        print(" Shapley values", {n: round(x, 3) for n, x in zip(names, shapley[method].tolist(), strict=True)})
+
+    figures.use_style()
+    fig, axes = plt.subplots(1, 3, figsize=(11, 3.6), width_ratios=[1.05, 2.3, 1.35])
+    figures.presence_grid(present[:30], names, axes[0], title="What is missing", xlabel="", ylabel="training sample")
+    gone = (~present).float().mean(0).tolist()
+    axes[0].set_xticks(range(3), [f"{n}\n{r:.0%}" for n, r in zip(names, gone, strict=True)], fontsize=8)
+    axes[0].set_xlabel("modality, share missing")
+    scores = {method: [values[k].item() for k in order] for method, values in accuracy.items()}
+    figures.bars(scores, groups, ax=axes[1], title="What it costs", ylabel="test accuracy", chance=0.1, labels=False)
+    axes[1].set_xlabel("modalities at test time (left, right, projection)")
+    values = {method: phi.tolist() for method, phi in shapley.items()}
+    figures.bars(values, names, ax=axes[2], title="What each is worth", ylabel="Shapley value of the accuracy")
+    handles, labels = axes[1].get_legend_handles_labels()
+    for ax in axes:
+        if ax.get_legend():
+            ax.get_legend().remove()
+        ax.set_title(ax.get_title(loc="left"), loc="left", pad=6, y=None)
+    fig.legend(handles, labels, loc="outside upper right", ncols=3)
+    fig.savefig(path, dpi=150, metadata={"Software": None})
+    plt.close(fig)

@@ -1,0 +1,109 @@
+"""The helpers of the BALM chapter compute what they say; its runs are what its tables need."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from book.drawings import balm as drawings
+from book.studies import balm as study
+from book.support import results
+from mmlib.methods.balm import BALMConfig
+
+pytestmark = pytest.mark.usefixtures("no_window")
+
+
+def watched(values: list[list[float]]) -> drawings.Watch:
+    watch = drawings.Watch()
+    for row in values:
+        watch.on_backward(SimpleNamespace(method=SimpleNamespace(last={"mu": torch.tensor(row)})))
+    return watch
+
+
+def test_the_hook_keeps_every_step() -> None:
+    kept = watched([[1.0, 2.0], [3.0, 4.0]]).table("mu")
+    assert kept.tolist() == [[1.0, 2.0], [3.0, 4.0]]
+
+
+def test_the_length_of_a_path() -> None:
+    net = torch.nn.Linear(2, 1, bias=False)
+    path = drawings.PathLength({"a": net})
+    for weight in ([0.0, 0.0], [3.0, 4.0], [3.0, 4.0], [0.0, 0.0]):
+        net.weight.data = torch.tensor([weight])
+        path()
+    assert path.length == {"a": pytest.approx(10.0)}
+
+
+def test_smoothing_by_hand() -> None:
+    assert drawings.smooth(np.array([2.0, 4.0, 6.0, 0.0]), 2).tolist() == [2.0, 3.0, 5.0, 3.0]
+
+
+def test_differences_of_noise_are_anticorrelated() -> None:
+    noise = np.random.default_rng(0).standard_normal(4000)
+    assert drawings.autocorrelation(np.diff(noise)) == pytest.approx(-0.5, abs=0.04)
+    assert drawings.autocorrelation(np.array([1.0, -1.0, 1.0, -1.0])) == pytest.approx(-0.75)
+    assert math.isnan(drawings.autocorrelation(np.ones(5)))
+    low, high = drawings.shuffled_band(noise[:200])
+    assert -0.2 < low < 0 < high < 0.2
+
+
+def test_the_figures_draw() -> None:
+    assert drawings.overview().axes
+    figure = drawings.curves({"one": watched([[1.0, 2.0]] * 12)}, ["audio", "vision"], {"mu": "coefficient"})
+    assert figure.axes[0].get_title() == "one"
+    assert figure.axes[0].get_ylabel() == "coefficient"
+
+
+def every_config() -> list[tuple[str, dict]]:
+    return [(table, c) for table, make in study.TABLES.items() for runs in make().values() for c in runs]
+
+
+@pytest.mark.parametrize("table", study.TABLES)
+def test_a_tables_cells_are_different_runs(table: str) -> None:
+    cells = study.TABLES[table]()
+    hashes = [results.config_hash(c) for runs in cells.values() for c in runs]
+    if table != "subsets_conversations":  # a single modality has the same nets in both settings
+        assert len(set(hashes)) == len(hashes)
+    seeds = {tuple(c["seed"] for c in runs) for runs in cells.values()}
+    assert seeds in ({(0, 1, 2, 3, 4)}, {(0, 1, 2)})
+    for runs in cells.values():
+        assert len({results.config_hash({**c, "seed": 0}) for c in runs}) == 1, "one cell, one config"
+
+
+def test_methods_of_a_table_differ_in_the_method_alone() -> None:
+    for setting in study.SETTINGS:
+        cells = study.settings_conversations()
+        one, two = cells["backbone", setting][0], cells["+BALM", setting][0]
+        changed = {k for k in one.keys() | two.keys() if one.get(k) != two.get(k)}
+        assert changed == {"method", "method_options"}
+
+
+def test_tables_that_share_a_file_share_runs() -> None:
+    hashes = {t: {results.config_hash(c) for runs in study.TABLES[t]().values() for c in runs} for t in study.TABLES}
+    for table, owner in study.FILES.items():
+        assert study.path(table) == study.path(owner)
+        assert hashes[table] & hashes[owner]
+
+
+def test_variants_keep_what_makes_them() -> None:
+    for _, config in every_config():
+        options = config.get("method_options", {})
+        known = {*BALMConfig.__dataclass_fields__, "variant", "reading", "widths"}
+        if config["method"] == "balm":
+            assert set(options) <= known
+        if options.get("variant") == "BALM-D":
+            assert options["tau"] == 0.0
+    grid = study.fullgrid_conversations()
+    assert len(grid) == 2 * 25
+    assert set(study.grid_conversations()) < set(grid)
+
+
+def test_mce_with_balm_trains_both() -> None:
+    config = study.settings_digits()["MCE +BALM", study.CONFIG_B][0]
+    rows = study.run({**config, "device": "cpu", "train": {**config["train"], "steps": 3}})
+    assert {r["test"] for r in rows if r["metric"] == "accuracy"} >= {"same", "left", "left+right+projection"}
+    assert all(math.isfinite(r["value"]) for r in rows)

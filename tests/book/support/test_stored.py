@@ -1,0 +1,205 @@
+"""Tables of stored runs: what is there is averaged and compared, what is not says so, nothing is run."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from book.support import experiments, results
+from book.support.stored import SCORES, Stored
+from mmlib import metrics
+
+TARGET = np.arange(20) % 4
+
+
+def config(method: str, seed: int) -> dict[str, object]:
+    return {"method": method, "seed": seed, "data": "digits"}
+
+
+def right(method: str, seed: int, test: str) -> np.ndarray:
+    """Good is right where bad is, and on ten samples more."""
+    hits = np.zeros(20, bool)
+    hits[: {"good": 15, "bad": 5}[method] - seed] = True
+    return hits if test == "both" else ~hits
+
+
+def run(given: dict[str, object]) -> results.Rows:
+    rows, kept = results.Rows(), {"target": TARGET.astype(np.int16), "ids": np.arange(20)}
+    for test in ("one", "both"):
+        hits = right(str(given["method"]), int(given["seed"]), test)  # type: ignore[call-overload]
+        kept[test] = np.where(hits, TARGET, (TARGET + 1) % 4).astype(np.int16)
+        rows.append({"test": test, "metric": "accuracy", "value": float(hits.mean()), "n": 20})
+    rows.append({"test": "valid", "metric": "accuracy", "value": 0.0, "n": 9})
+    rows.predictions = kept
+    return rows
+
+
+CELLS = {(m,): [config(m, seed) for seed in (0, 1, 2)] for m in ("good", "bad")} | {("never",): [config("never", 0)]}
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Stored:
+    path = tmp_path / "some.csv"
+    done = [c for label, configs in CELLS.items() if label != ("never",) for c in configs]
+    experiments.load_or_run(path, [c for c in done if c != config("bad", 2)], run)
+    return Stored(path, CELLS, "fill it")
+
+
+def test_a_mean_is_over_seeds_and_the_conditions_asked_for(table: Stored) -> None:
+    assert table.scores(("good",), "both") == {0: 0.75, 1: 0.7, 2: 0.65}
+    assert table.scores(("good",)) == {0: 0.5, 1: 0.5, 2: 0.5}, "both conditions, not the validation"
+    assert table.scores(("good",), "valid") == {0: 0.0, 1: 0.0, 2: 0.0}
+    assert table.mean(("good",), "both") == metrics.t_interval([0.75, 0.7, 0.65])
+    assert table.text(("good",), "both").startswith("70.0 ± ")
+    assert table.scores(("good",), "no such test") == {}
+
+
+def test_what_is_not_stored_is_not_run(table: Stored) -> None:
+    assert table.note() == "2 of 7 runs not run; `fill it` fills them in"
+    assert table.text(("never",)) == "not run"
+    assert table.mean(("never",)).n == 0
+    assert table.verdict(("good",), ("never",)) == "not run"
+    assert table.claim("x", ("never",), ("good",)) == {
+        "claim": "x", "difference": "", "95 % interval": "", "seeds": 0, "verdict": "not run",
+    }  # fmt: skip
+    assert Stored(table.path.with_name("none.csv"), CELLS, "fill it").note().startswith("7 of 7 runs not run")
+
+
+def test_a_difference_is_paired_by_seed_and_sample(table: Stored) -> None:
+    found = table.compare(("good",), ("bad",), "both")
+    assert (found.n, found.samples) == (2, 20), "the seed that only one of them has does not count"
+    assert math.isclose(found.mean, 0.5)
+    by_hand = metrics.paired_bootstrap(
+        np.stack([right("good", s, "both") for s in (0, 1)]) * 1.0,
+        np.stack([right("bad", s, "both") for s in (0, 1)]) * 1.0,
+        resamples=2000,
+    )
+    assert found == by_hand
+    assert table.verdict(("good",), ("bad",), "both") == "holds"
+    assert table.verdict(("bad",), ("good",), ["both"]) == "contradicted"
+    assert table.claim("good is better", ("good",), ("bad",), "both")["difference"] == "+50.0"
+
+
+def test_without_predictions_the_seeds_alone_are_compared(table: Stored) -> None:
+    for file in table.path.with_name("some.predictions").iterdir():
+        file.unlink()
+    found = table.compare(("good",), ("bad",), "both")
+    assert (found.n, found.samples) == (2, 1)
+    assert math.isclose(found.mean, 0.5)
+
+
+def scored(given: dict[str, object]) -> results.Rows:
+    """A regression: predictions that are the target with more or less noise; "half" leaves nothing of every third."""
+    rng = np.random.default_rng([int(given["seed"]), {"good": 1, "bad": 2}[str(given["method"])]])  # type: ignore[call-overload]
+    target = np.linspace(-3, 3, 31).astype(np.float32)
+    noise = {"good": 0.5, "bad": 2.5}[str(given["method"])]
+    rows, kept = results.Rows(), {"target": target, "ids": np.arange(31)}
+    for test in ("all", "half"):
+        said = (target + noise * rng.standard_normal(31)).astype(np.float32)
+        if test == "half":
+            said[::3] = np.nan
+        there = ~np.isnan(said)
+        kept[test] = said
+        scores = metrics.msa_scores(said[there], target[there])
+        rows += [
+            {"test": test, "metric": m, "value": float(scores[m]), "n": int(there.sum())} for m in ("f1_non0", "mae")
+        ]
+    rows.predictions = kept
+    return rows
+
+
+SCORED = {(m,): [config(m, seed) for seed in (0, 1, 2)] for m in ("good", "bad")}
+
+
+@pytest.fixture
+def scores_path(tmp_path: Path) -> Path:
+    path = tmp_path / "scores.csv"
+    experiments.load_or_run(path, [c for configs in SCORED.values() for c in configs], scored)
+    return path
+
+
+@pytest.mark.parametrize("metric", ["f1_non0", "mae"])
+@pytest.mark.parametrize("tests", ["all", "half", None])
+def test_a_difference_of_scores_is_that_of_the_stored_values(scores_path: Path, metric: str, tests: str | None) -> None:
+    table = Stored(scores_path, SCORED, metric=metric)
+    found = table.compare(("good",), ("bad",), tests)
+    good, bad = (list(table.scores(label, tests).values()) for label in (("good",), ("bad",)))
+    assert math.isclose(found.mean, np.mean(good) - np.mean(bad), abs_tol=1e-6)
+    assert (found.n, found.samples) == (3, 31)
+    assert found.low < found.mean < found.high
+    assert table.verdict(("good",), ("bad",), tests) == "holds", "less is better of an error"
+    assert table.verdict(("bad",), ("good",), tests) == "contradicted"
+
+
+def test_an_error_is_shown_in_its_own_unit_and_a_share_in_per_cent(scores_path: Path) -> None:
+    error, share = Stored(scores_path, SCORED, metric="mae"), Stored(scores_path, SCORED, metric="f1_non0")
+    assert error.text(("good",), "all").startswith("0.")
+    assert 50 < float(share.text(("good",), "all").split(" ")[0]) <= 100
+    claim = error.claim("good errs less", ("good",), ("bad",), "all")
+    assert claim["difference"].startswith("-")
+    assert claim["verdict"] == "holds"
+    assert error.samples(("good",), "all") == 31
+    assert error.samples(("good",), "half") == 20
+    assert error.samples(("good",), "none of these") is None
+
+
+def test_the_bootstrap_of_an_error_is_the_one_of_its_samples(scores_path: Path) -> None:
+    table = Stored(scores_path, SCORED, metric="mae")
+    kept = [[results.predictions(scores_path, c) for c in SCORED[label]] for label in (("good",), ("bad",))]
+    error = [np.stack([np.abs(k["all"].astype(float) - k["target"]) for k in runs]) for runs in kept]
+    expected = metrics.paired_bootstrap(*error, resamples=2000)
+    assert np.allclose(table.compare(("good",), ("bad",), "all"), expected)
+
+
+def test_the_bootstrap_of_f1_agrees_with_the_general_one(scores_path: Path) -> None:
+    table = Stored(scores_path, SCORED, metric="f1_non0")
+    kept = [[results.predictions(scores_path, c) for c in SCORED[label]] for label in (("good",), ("bad",))]
+    target = kept[0][0]["target"]
+    said = [np.stack([k["all"] for k in runs]) for runs in kept]
+    f1 = lambda p, t: metrics.msa_scores(p, t)["f1_non0"]
+    expected = metrics.paired_bootstrap(*said, target, f1, resamples=400)
+    found = table.compare(("good",), ("bad",), "all")
+    assert math.isclose(found.mean, expected.mean, abs_tol=1e-9)
+    assert abs(found.low - expected.low) < 0.05
+    assert abs(found.high - expected.high) < 0.05
+
+
+def test_scores_without_predictions_are_compared_by_seeds(scores_path: Path) -> None:
+    for file in scores_path.with_name("scores.predictions").iterdir():
+        file.unlink()
+    found = Stored(scores_path, SCORED, metric="mae").compare(("good",), ("bad",), "all")
+    assert (found.n, found.samples) == (3, 1)
+
+
+def test_accuracy_where_a_condition_leaves_nothing_counts_the_rest(tmp_path: Path) -> None:
+    def partial(given: dict[str, object]) -> results.Rows:
+        rows = run(given)
+        assert rows.predictions is not None
+        rows.predictions["one"] = np.where(np.arange(20) < 5, -1, rows.predictions["one"]).astype(np.int16)
+        return rows
+
+    path = tmp_path / "part.csv"
+    experiments.load_or_run(path, [c for m in ("good", "bad") for c in CELLS[m,]], partial)
+    found = Stored(path, CELLS).compare(("good",), ("bad",), "one")
+    hits = {m: np.mean([right(m, s, "one")[5:].mean() for s in (0, 1, 2)]) for m in ("good", "bad")}
+    assert found.samples == 20
+    assert math.isclose(found.mean, hits["good"] - hits["bad"])
+
+
+def test_an_unknown_metric_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"metric: expected one of \['acc2_has0', .*'mae'\], got 'f2'"):
+        Stored(tmp_path / "x.csv", {}, metric="f2")
+
+
+@pytest.mark.parametrize("metric", ["acc7", "acc5", "acc2_has0", "acc2_non0", "f1_has0", "f1_non0", "mae", "corr"])
+def test_every_score_of_a_regression_is_that_of_the_library(metric: str) -> None:
+    rng = np.random.default_rng(0)
+    target = rng.choice([-3.0, -1.4, -0.2, 0.0, 0.6, 2.4], 200)
+    said = target + rng.normal(0, 1.2, 200)
+    kind = SCORES[metric]
+    sums = kind.parts(said, target).sum(0)
+    assert kind.score(sums) == pytest.approx(metrics.msa_scores(said, target)[metric])
+    assert kind.lower == (metric == "mae")

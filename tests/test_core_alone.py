@@ -17,7 +17,7 @@ CORE = [
     "batch.py",
     "checks.py",
     "files.py",
-    "missing.py",
+    "missing",
     "coalitions.py",
     "losses.py",
     "layers.py",

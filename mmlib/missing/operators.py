@@ -161,12 +161,12 @@ def subset_counts(n: int, rates: Sequence[float], allow_empty: bool = False) -> 
     if len(rates) > 16:
         raise ValueError(f"rates: expected at most 16 modalities (2^M subsets are counted), got {len(rates)}")
     subsets = list(itertools.product((True, False), repeat=len(rates)))
-    share = {p: math.prod(1 - r if there else r for there, r in zip(p, rates, strict=True)) for p in subsets}
+    fraction = {p: math.prod(1 - r if there else r for there, r in zip(p, rates, strict=True)) for p in subsets}
     # The smallest double error below an exact product must not cost a sample: 1e-9 of a sample is added first.
-    count = {p: math.floor(n * share[p] + 1e-9) if any(p) or allow_empty else 0 for p in subsets}
-    # The share of the samples that would lose everything, and what rounding down left over, go in equal parts to the
+    count = {p: math.floor(n * fraction[p] + 1e-9) if any(p) or allow_empty else 0 for p in subsets}
+    # The fraction of the samples that would lose everything, and what rounding down left over, go in equal parts to the
     # one-modality subsets. Where a rate is 0 or 1 not all of those are possible; then to the smallest that are.
-    possible = [p for p in subsets if any(p) and share[p] > 0]
+    possible = [p for p in subsets if any(p) and fraction[p] > 0]
     smallest = [p for p in possible if sum(p) == min(map(sum, possible))]
     if possible:
         each, odd = divmod(n - sum(count.values()), len(smallest))
@@ -244,9 +244,10 @@ def draw_exact_count(source: Source, rates: Sequence[float], names: Sequence[Any
 def imbalanced_mask(n: int, rates: Sequence[float], generator: Generator | None = None) -> Tensor:
     """Exact subset counts for unequal missing rates, shuffled: BALM Eq. 36 (corrected).
 
-    Pattern e is given to floor(n prod_m (1 - r_m if e_m else r_m)) samples. The share prod(r) that would lose
+    Subset e is given to floor(n prod_m (1 - r_m if e_m else r_m)) samples. The fraction prod(r) that would lose
     everything, and what rounding left, is split equally over the one-modality subsets (one more to the first of them
-    until it is used up): every row has a True, and the realised rates lie prod(r) / M below the nominal ones, up to rounding.
+    until it is used up): every row has a True, and the realised rates lie prod(r) / M below the nominal ones, up to
+    rounding.
 
     n : samples, at least 1
     rates : M missing rates in [0, 1], one below 1; a modality of rate 0 is never missing, one of rate 1 never there
@@ -445,9 +446,9 @@ def heterogeneous_mask(
     """Whole modalities in some samples, frames in others, both in a few: DREAM, appendix A.4.
 
     Of n samples floor(2 eta n / 5) lose modalities only, as many lose frames only, floor(eta n / 5) both; the sets are
-    disjoint and random. Our interpretation of what the paper leaves open: the subset is uniform over the incomplete non-empty
-    ones; the frames are dropped at a ratio drawn from U(0.1, 0.9) per sample, of every modality that is left, where at
-    least one frame is kept and, of two or more, at least one dropped.
+    disjoint and random. Our interpretation of what the paper leaves open: the subset is uniform over the incomplete
+    non-empty ones; the frames are dropped at a ratio drawn from U(0.1, 0.9) per sample, of every modality that is left,
+    where at least one frame is kept and, of two or more, at least one dropped.
 
     lengths : int [n, M]; 0 means that the modality is missing by nature
     max_len : frames per modality, or one number for all

@@ -293,7 +293,7 @@ def test_masks_are_drawn_by_utterance(tmp_path):
     rates = {"audio": 0.5, "language": 0.7, "vision": 0.3}
     for assign in ("shuffled", "blocked"):
         mask = MissingPlan("imbalanced", rates=rates, seed=1, assign=assign).draw(whole)
-        achieved = mask.achieved()
+        achieved = mask.realised()
         assert achieved["samples"] == d.info["utterances"]
         assert achieved["empty"] == 0
         for m, rate in rates.items():
@@ -316,10 +316,10 @@ def test_masks_of_iemocaps_size(assign):
     )
     rates = {"audio": 0.5, "language": 0.7, "vision": 0.3}
     mask = MissingPlan("imbalanced", rates=rates, seed=2, assign=assign).draw(MultimodalDataset(batch))
-    achieved = mask.achieved()
+    achieved = mask.realised()
     assert achieved["samples"] == 5810
     counts = {"111": 610, "110": 261, "011": 610, "101": 1423, "100": 814, "010": 465, "001": 1627}
-    assert achieved["patterns"] == counts
+    assert achieved["subsets"] == counts
     for m, rate in {"audio": 0.4651, "language": 0.6651, "vision": 0.2651}.items():
         assert achieved["rates"][m] == pytest.approx(rate, abs=5e-5)
     assert not mask.present[~real].any()

@@ -245,7 +245,7 @@ class TestContents:
         # a model gives numbers for all of them, the empty one too; masks drop only what is there
         model = GenericBackbone.for_data(d, width=4)
         assert torch.isfinite(coalitions.coalition_logits(model, d.data, coalitions.coalition_masks(3))).all()
-        report = MissingPlan("imbalanced", rates=(0.3, 0.3, 0.3)).draw(some).achieved()
+        report = MissingPlan("imbalanced", rates=(0.3, 0.3, 0.3)).draw(some).realised()
         assert report["natural"]["audio"] == pytest.approx(3 / 9)
 
     def test_ids(self, tmp_path):

@@ -542,7 +542,7 @@ def test_train_and_score_on_dialogues(net: str, assign: str) -> None:
     train = sources.load("conversations", **TALK["data_options"])["train"]
     drawn = MissingPlan.from_dict({"seed": 1, **plan}).draw(train)
     assert rows[0]["mask_hash"].split("/")[0] == drawn.fingerprint[:12]
-    assert drawn.achieved()["samples"] == train.info["utterances"]
+    assert drawn.realised()["samples"] == train.info["utterances"]
     assert [r["value"] for r in train_and_score(config)] == [r["value"] for r in rows]
 
 

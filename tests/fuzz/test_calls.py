@@ -1179,7 +1179,8 @@ NOT_CALLED = {  # public, and why there is no case
     "reliability_weights": "printed whole on a page; one line of DEAR's own forward pass",
 }  # fmt: skip
 INTERNAL = {  # methods that a net, a method or the loop calls with what it made itself
-    "check_rates", "drop", "keeps", "realised", "complete", "decode", "disturb", "edges", "encode", "encode_dialogue", "encode_modality",
+    "check_rates", "drop", "keeps", "realised",
+     "complete", "decode", "disturb", "edges", "encode", "encode_dialogue", "encode_modality",
      "finish_epoch",
     "forward", "fuse", "fuse_completed", "give_back", "gradients", "hold", "in_context", "input_columns",
      "make_decoder",

@@ -20,9 +20,10 @@ from torch import nn
 
 from .backbones import GenericBackbone
 from .backbones.evaluators import MLPEvaluator
+from .baselines import CGGM, OGMGE, PMR, JointTraining, MBTSample
 from .batch import MultimodalDataset
 from .checks import RATE, Flag, Is, Maybe, Named, OneOf, Whole, check_known
-from .methods import BALM, CGGM, DEAR, DREAM, MCE, OGMGE, PMR, JointTraining, MBTSample
+from .methods import BALM, DEAR, DREAM, MCE
 from .missing import MissingPlan
 from .training import TrainConfig, fit, predict, random_state
 

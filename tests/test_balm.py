@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from baselines.test_mbt_sample import Interrupt, toy, weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_mbt_sample import Interrupt, toy, weights
 from test_processes import two_processes
 from torch import nn
 from torch.nn import functional as F
@@ -21,8 +21,8 @@ from book.support.experiments import train_and_score
 from mmlib import BALM, MultimodalBatch, MultimodalDataset, Output
 from mmlib import data as sources
 from mmlib.backbones import AVMNISTBackbone, Backbone, GenericBackbone, GenericConfig
+from mmlib.baselines import JointTraining
 from mmlib.coalitions import coalition_logits, coalition_masks
-from mmlib.methods import JointTraining
 from mmlib.methods.balm import (
     READINGS,
     VARIANTS,

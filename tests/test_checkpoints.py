@@ -19,8 +19,9 @@ from torch import nn
 from mmlib import MultimodalDataset, Output, training
 from mmlib import backbones as nets
 from mmlib import data as sources
+from mmlib.baselines import CGGM, OGMGE, PMR, JointTraining, MBTSample
 from mmlib.losses import sample_losses
-from mmlib.methods import BALM, CGGM, DEAR, DREAM, MCE, OGMGE, PMR, JointTraining, MBTSample
+from mmlib.methods import BALM, DEAR, DREAM, MCE
 from mmlib.methods.mce import UpperBounds
 from mmlib.missing import MissingPlan
 from mmlib.training import TrainConfig, fit, load, random_state, save
@@ -69,7 +70,7 @@ METHODS: dict[str, tuple[Make, MultimodalDataset]] = {
     "balm": (lambda **o: BALM(generic(), **{"rho": 1.4, **o}), DATA),
     "cggm": (lambda **o: CGGM(generic(), **o), DATA),
     "ogm-ge": (lambda **o: OGMGE(generic(), **o), DATA),
-    "pmr": (lambda **o: PMR(generic(), 3, **{"regulariser_epochs": 1, **o}), DATA),
+    "pmr": (lambda **o: PMR(generic(), 3, **o), DATA),
     "mbt-sample": (lambda **o: MBTSample(generic(), **{"warmup": 1, **o}), DATA),
     "self-mm": (
         lambda **o: nets.SelfMMTraining(nets.SelfMMEvaluator.for_data(SCORES, lstm=4, width=8), SCORES, **o),

@@ -23,6 +23,7 @@ CORE = [
     "layers.py",
     "backbones",
     "methods",
+    "baselines",
 ]
 
 SCRIPT = '''
@@ -49,7 +50,7 @@ import torch
 from copied.backbones import GenericBackbone, GenericConfig
 from copied.batch import MultimodalDataset
 from copied.coalitions import shapley_values, subset_values
-from copied.methods import JointTraining
+from copied.baselines import JointTraining
 import copied.losses, copied.missing
 
 torch.manual_seed(0)

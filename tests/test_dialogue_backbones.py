@@ -24,9 +24,9 @@ from mmlib.backbones import (
 )
 from mmlib.backbones.dialogue import run_packed
 from mmlib.backbones.mmgcn import dialogue_graph, propagate
+from mmlib.baselines import JointTraining
 from mmlib.coalitions import coalition_logits, coalition_masks, shapley_values, subset_values
 from mmlib.layers import scoring
-from mmlib.methods import JointTraining
 from mmlib.missing import MissingPlan
 from mmlib.training import TrainConfig, fit, predict
 

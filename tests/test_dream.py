@@ -15,8 +15,8 @@ from torch import nn
 
 from mmlib import DREAM, MultimodalBatch, MultimodalDataset
 from mmlib.backbones import Backbone, EvaluatorConfig, GenericBackbone, MLPEvaluator, SelfMMEvaluator, Table3Evaluator
+from mmlib.baselines import JointTraining
 from mmlib.coalitions import coalition_masks, prediction_accuracy_score, prediction_shift_score
-from mmlib.methods import JointTraining
 from mmlib.methods.dream import (
     READINGS,
     DREAMConfig,

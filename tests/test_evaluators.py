@@ -20,8 +20,8 @@ from mmlib.backbones import (
     Table3Evaluator,
 )
 from mmlib.backbones.evaluators import sinusoids, unimodal_labels
+from mmlib.baselines import JointTraining
 from mmlib.coalitions import coalition_logits, coalition_masks
-from mmlib.methods import JointTraining
 from mmlib.training import TrainConfig, fit
 
 NETS = [Table3Evaluator, CorrKDEvaluator, SelfMMEvaluator, MLPEvaluator, CubeMLPBackbone]

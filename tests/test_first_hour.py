@@ -12,7 +12,7 @@ from sklearn.model_selection import train_test_split
 
 from mmlib import MultimodalBatch, MultimodalDataset, Output
 from mmlib.backbones import GenericBackbone
-from mmlib.methods import JointTraining
+from mmlib.baselines import JointTraining
 from mmlib.training import TrainConfig, class_names, fit, predict
 
 NAN = float("nan")

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from mmlib.backbones import AVMNISTBackbone, Backbone, GenericBackbone, GenericConfig
+from mmlib.baselines import JointTraining
 from mmlib.batch import MultimodalBatch, MultimodalDataset
-from mmlib.methods import JointTraining
 from mmlib.methods.mce import (
     MCE,
     READINGS,

@@ -13,6 +13,11 @@ from book.support import experiments
 from mmlib import MultimodalBatch, MultimodalDataset, training
 from mmlib.backbones import GenericBackbone
 from mmlib.backbones.evaluators import MLPEvaluator
+from mmlib.baselines.cggm import CGGM
+from mmlib.baselines.joint import JointTraining
+from mmlib.baselines.mbt_sample import MBTSample
+from mmlib.baselines.ogm_ge import OGMGE
+from mmlib.baselines.pmr import PMR
 from mmlib.batch import Output
 from mmlib.coalitions import (
     accuracy_values,
@@ -24,14 +29,9 @@ from mmlib.coalitions import (
     subset_values,
 )
 from mmlib.methods.balm import BALM, GradientRebalancing, discrepancies
-from mmlib.methods.cggm import CGGM
 from mmlib.methods.dear import DEAR
 from mmlib.methods.dream import DREAM
-from mmlib.methods.joint import JointTraining
-from mmlib.methods.mbt_sample import MBTSample
 from mmlib.methods.mce import MCE, prediction_value
-from mmlib.methods.ogm_ge import OGMGE
-from mmlib.methods.pmr import PMR
 
 K = 3
 

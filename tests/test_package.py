@@ -21,7 +21,7 @@ TRAINS = """
 import mmlib, torch
 from mmlib import MultimodalDataset
 from mmlib.backbones import GenericBackbone
-from mmlib.methods import JointTraining
+from mmlib.baselines import JointTraining
 data = MultimodalDataset.from_arrays({"a": torch.randn(8, 3), "b": torch.randn(8, 2)}, torch.arange(8) % 2)
 print(mmlib.__version__, mmlib.__file__, sum(JointTraining(GenericBackbone.for_data(data))(data[:]).losses.values()))
 """

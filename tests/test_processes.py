@@ -20,8 +20,9 @@ from torch import nn
 from mmlib import MultimodalDataset
 from mmlib import data as sources
 from mmlib.backbones import GenericBackbone, MMGCNBackbone, SelfMMEvaluator, SelfMMTraining
+from mmlib.baselines import CGGM, OGMGE, PMR, JointTraining, MBTSample
 from mmlib.layers import SharedBatch, same_draw
-from mmlib.methods import BALM, CGGM, DEAR, DREAM, MCE, OGMGE, PMR, JointTraining, MBTSample
+from mmlib.methods import BALM, DEAR, DREAM, MCE
 from mmlib.methods.mce import UpperBounds
 from mmlib.missing import MissingPlan
 from mmlib.training import TrainConfig, fit, random_state
@@ -92,8 +93,8 @@ RUNS: dict[str, tuple[Callable[[], nn.Module], MultimodalDataset, int]] = {
     "ogm-ge": (lambda: OGMGE(net(), noise=False, alpha=0.8), DATA, 1),
     "ogm-ge, noise": (lambda: OGMGE(net(), alpha=0.8), DATA, 1),
     "ogm-ge, dialogues": (lambda: OGMGE(talk(), noise=False, rows="present"), TALK, 1),
-    "pmr": (lambda: PMR(net(), 3, regulariser=0.5, regulariser_epochs=1), DATA, 1),
-    "pmr, ratio": (lambda: PMR(net(), 3, coefficient="ratio", score="mean", share=0.5), DATA, 2),
+    "pmr": (lambda: PMR(net(), 3), DATA, 1),
+    "pmr, ratio": (lambda: PMR(net(), 3, coefficient="ratio", share=0.5), DATA, 2),
     "mbt-sample": (lambda: MBTSample(net(), warmup=1), DATA, 1),
 }
 REFUSED: dict[str, tuple[Callable[[], nn.Module], MultimodalDataset, int]] = {

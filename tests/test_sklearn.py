@@ -18,7 +18,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from mmlib.backbones import GenericBackbone
-from mmlib.methods import JointTraining
+from mmlib.baselines import JointTraining
 from mmlib.sklearn import METHODS, MissingModalityClassifier, MissingModalityRegressor
 
 QUICK: dict[str, Any] = {"epochs": 3, "lr": 0.02, "batch_size": 32, "width": 16, "random_state": 0}

@@ -13,8 +13,9 @@ import torch
 
 from mmlib import MultimodalBatch, MultimodalDataset
 from mmlib.backbones import GenericBackbone, Table3Evaluator
+from mmlib.baselines import JointTraining
 from mmlib.data import fingerprint
-from mmlib.methods import BALM, DEAR, DREAM, MCE, JointTraining
+from mmlib.methods import BALM, DEAR, DREAM, MCE
 from mmlib.missing import MissingPlan
 from mmlib.training import TrainConfig, fit, predict
 
@@ -269,7 +270,7 @@ def test_memory_stays_below_two_batches(tmp_path: Path) -> None:
         import torch
         from mmlib import MultimodalDataset
         from mmlib.backbones import GenericBackbone
-        from mmlib.methods import JointTraining
+        from mmlib.baselines import JointTraining
         from mmlib.training import TrainConfig, fit, predict
 
         peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

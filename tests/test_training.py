@@ -20,8 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmlib import MultimodalBatch, MultimodalDataset, Output
 from mmlib.backbones import GenericBackbone
+from mmlib.baselines import JointTraining
 from mmlib.losses import task_loss
-from mmlib.methods import JointTraining
 from mmlib.missing import MissingPlan
 from mmlib.training import (
     TrainConfig,

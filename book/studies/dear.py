@@ -339,7 +339,8 @@ def _encoded(config: Config) -> tuple[MultimodalDataset, MultimodalDataset, Spli
 
 def build(config: Config, split: MultimodalDataset) -> Any:
     """The config's method for data like these."""
-    from mmlib.methods import DEAR, JointTraining
+    from mmlib.baselines import JointTraining
+    from mmlib.methods import DEAR
 
     options = config.get("method_options", {})
     if config["method"] == "dear":

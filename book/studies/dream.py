@@ -264,7 +264,7 @@ def load(config: Config) -> dict[str, MultimodalDataset]:
 
 def trained_evaluator(config: Config, splits: dict[str, MultimodalDataset]) -> Any:
     """The config's evaluator in eval mode, trained on what its plan leaves; that training split; that valid split."""
-    from mmlib.methods import JointTraining
+    from mmlib.baselines import JointTraining
     from mmlib.training import TrainConfig, fit, random_state
 
     plan = MissingPlan.from_dict({"seed": config["seed"], **config["train_plan"]})
@@ -422,7 +422,8 @@ def cost_seconds(
 ) -> dict[str, float]:
     """Seconds of each piece on random sequences of these shapes (regression), a batch each."""
     from mmlib.backbones import CubeMLPBackbone, Table3Evaluator
-    from mmlib.methods import DREAM, JointTraining
+    from mmlib.baselines import JointTraining
+    from mmlib.methods import DREAM
 
     g = torch.Generator().manual_seed(seed)
     features = {m: torch.randn(batch, *shape, generator=g) for m, shape in shapes.items()}

@@ -14,7 +14,7 @@ import torch
 
 from book.support import experiments, results
 from book.support.sweep import Cells, Config, Sweep
-from mmlib.methods import JointTraining
+from mmlib.baselines import JointTraining
 from mmlib.methods.balm import EncoderGradients
 
 SHARED = (0.5, 0.5, 0.5)

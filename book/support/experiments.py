@@ -278,7 +278,7 @@ class Setting:
 
 
 def _joint(backbone: Any, setting: Setting, options: Mapping[str, Any]) -> Any:
-    from mmlib.methods import JointTraining
+    from mmlib.baselines import JointTraining
 
     return JointTraining(backbone, **options)
 
@@ -291,13 +291,13 @@ def _balm(backbone: Any, setting: Setting, options: Mapping[str, Any]) -> Any:
 
 
 def _cggm(backbone: Any, setting: Setting, options: Mapping[str, Any]) -> Any:
-    from mmlib.methods import CGGM
+    from mmlib.baselines import CGGM
 
     return CGGM(backbone, feature_shapes=setting.train.feature_shapes, **options)
 
 
 def _ogm_ge(backbone: Any, setting: Setting, options: Mapping[str, Any]) -> Any:
-    from mmlib.methods import OGMGE
+    from mmlib.baselines import OGMGE
 
     if setting.train.info["task"] != "classification":
         raise ValueError("method: expected classes for 'ogm_ge', which compares their probabilities, got scores")
@@ -305,13 +305,13 @@ def _ogm_ge(backbone: Any, setting: Setting, options: Mapping[str, Any]) -> Any:
 
 
 def _mbt_sample(backbone: Any, setting: Setting, options: Mapping[str, Any]) -> Any:
-    from mmlib.methods import MBTSample
+    from mmlib.baselines import MBTSample
 
     return MBTSample(backbone, **options)
 
 
 def _pmr(backbone: Any, setting: Setting, options: Mapping[str, Any]) -> Any:
-    from mmlib.methods import PMR
+    from mmlib.baselines import PMR
 
     if setting.train.info["task"] != "classification":
         raise ValueError("method: expected classes for 'pmr', whose prototypes are class means, got scores")
@@ -410,7 +410,7 @@ class _Hidden:
 @functools.lru_cache(maxsize=4)
 def _upper_bounds(config: str, what: str, hidden: _Hidden) -> Any:
     """A worker's last upper bounds, since the variants of a method share them."""
-    from mmlib.methods import JointTraining
+    from mmlib.baselines import JointTraining
     from mmlib.methods.mce import UpperBounds
 
     setting: Setting = hidden.value
@@ -438,7 +438,7 @@ def _upper_bounds(config: str, what: str, hidden: _Hidden) -> Any:
 def _evaluator(config: str, hidden: _Hidden) -> Any:
     """A worker's last evaluators, since the variants of DREAM share them."""
     from mmlib.backbones import SelfMMEvaluator, SelfMMTraining
-    from mmlib.methods import JointTraining
+    from mmlib.baselines import JointTraining
 
     setting: Setting = hidden.value
     asked = json.loads(config)

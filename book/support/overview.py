@@ -16,7 +16,7 @@ def numbers() -> tuple[Any, dict[str, Any], dict[str, Any]]:
 
     from mmlib import coalitions, data, training
     from mmlib.backbones import GenericBackbone
-    from mmlib.methods import JointTraining
+    from mmlib.baselines import JointTraining
     from mmlib.missing import MissingPlan
 
     splits = data.load("digits")

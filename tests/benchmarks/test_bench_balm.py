@@ -22,7 +22,7 @@ from mmlib.backbones import (
     MMINBackbone,
     MMINConfig,
 )
-from mmlib.methods import CGGM, OGMGE, JointTraining
+from mmlib.baselines import CGGM, OGMGE, JointTraining
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
 IEMOCAP = {"audio": (1, 1582), "language": (1, 1024), "vision": (1, 342)}

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from mmlib import MultimodalBatch, MultimodalDataset
 from mmlib.backbones import GenericBackbone
-from mmlib.methods import JointTraining
+from mmlib.baselines import JointTraining
 from mmlib.training import TrainConfig, fit
 
 n, T, D = {SHAPE}

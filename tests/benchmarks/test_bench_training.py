@@ -19,7 +19,7 @@ import torch
 from mmlib import MultimodalBatch, MultimodalDataset
 from mmlib import data as sources
 from mmlib.backbones import AVMNISTBackbone, GenericBackbone
-from mmlib.methods import JointTraining
+from mmlib.baselines import JointTraining
 from mmlib.training import TrainConfig, _batches, _permutation, _steps, fit
 
 BATCH = 64

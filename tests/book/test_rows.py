@@ -303,7 +303,7 @@ def test_a_wrong_loss_a_wrong_mask_and_swapped_modalities_are_seen(monkeypatch: 
 
     subsets, plan = experiments.subsets, experiments._plan
     with monkeypatch.context() as wrong:
-        wrong.setattr("mmlib.methods.joint.task_loss", neighbours)
+        wrong.setattr("mmlib.baselines.joint.task_loss", neighbours)
         with pytest.raises(AssertionError, match=r"language\+audio\+vision, mae: stored"):
             check(stored, config, trained)
     with monkeypatch.context() as wrong:

@@ -15,8 +15,8 @@ import torch
 
 from mmlib import data, training
 from mmlib.backbones import MMINBackbone
+from mmlib.baselines import JointTraining
 from mmlib.data import iemocap
-from mmlib.methods import JointTraining
 
 WIDTHS = {"audio": 130, "vision": 342, "language": 1024}
 FILES = {"audio": "A/comparE.h5", "vision": "V/denseface.h5", "language": "L/bert_large.h5"}

@@ -12,8 +12,8 @@ import torch
 
 from mmlib import MissingPlan, coalitions, data, metrics, training
 from mmlib.backbones import GenericBackbone
+from mmlib.baselines import JointTraining
 from mmlib.data import mmsa
-from mmlib.methods import JointTraining
 
 SIZES = {"train": 10, "valid": 4, "test": 5}
 # name, file, words x width, audio, vision, lengths: what thuiar/MMSA and its papers publish

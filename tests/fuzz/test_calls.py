@@ -27,10 +27,11 @@ import mmlib
 from book.support import experiments, figures, results
 from mmlib import backbones, coalitions, data, files, layers, losses, metrics, missing, sklearn, statistics, training
 from mmlib.backbones import base, dialogue, evaluators, mmgcn
+from mmlib.baselines import cggm, joint, mbt_sample, ogm_ge, pmr
 from mmlib.batch import MultimodalBatch, MultimodalDataset, frame_axis, per_frame, stable_ids
 from mmlib.data import avmnist, conversations, iemocap, mfeat, mmsa, synthetic, text
 from mmlib.data import dialogue as dialogue_files
-from mmlib.methods import balm, cggm, dear, dream, joint, mbt_sample, mce, ogm_ge, pmr
+from mmlib.methods import balm, dear, dream, mce
 from mmlib.missing import MissingMask, MissingPlan
 from mmlib.training import TrainConfig
 
@@ -546,10 +547,9 @@ case("pmr.prototype_log_probabilities", pmr.prototype_log_probabilities,
      h=lambda good: [*P(good), good[:, :2], good[0]], prototypes=lambda good: [*P(good), good[:, :2], good[0]],
      seen=lambda good: [*P(good), good[:2]])
 case("pmr.PMR", pmr.PMR,
-     lambda: dict(backbone=net(), classes=4, alpha=1.0, momentum=0.2, share=1.0, coefficient="one", score="sum",
-                  regulariser=0.1, regulariser_epochs=1, rows=8),
+     lambda: dict(backbone=net(), classes=4, alpha=1.0, momentum=0.2, share=1.0, coefficient="one", rows=8),
      backbone=thing, classes=whole(1, -2), alpha=STRENGTH, momentum=SHARE, share=number(0.0, 1.5), coefficient=choice,
-     score=choice, regulariser=STRENGTH, regulariser_epochs=FIVE, rows=POSITIVE)
+     rows=POSITIVE)
 case("pmr.PMR.update_prototypes", lambda data, rows: methods()["pmr"].update_prototypes(data, rows),
      lambda: dict(data=train(), rows=torch.arange(5)), data=wrong_data,
      rows=lambda good: ["x", 3, [1], good.float(), good + 99, good[None]])

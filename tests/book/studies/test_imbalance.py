@@ -9,7 +9,7 @@ from book.studies import imbalance as study
 from book.support import experiments, results
 from mmlib import data
 from mmlib.backbones import GenericBackbone
-from mmlib.methods import JointTraining
+from mmlib.baselines import JointTraining
 from mmlib.missing import MissingPlan
 from mmlib.training import TrainConfig, fit
 

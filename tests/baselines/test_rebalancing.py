@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from baselines.test_mbt_sample import Interrupt, toy, weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_balm import SGD, Joint, backbone, dialogues
-from test_mbt_sample import Interrupt, toy, weights
 from torch import nn
 from torch.nn import functional as F
 
@@ -19,8 +19,8 @@ from book.support.experiments import train_and_score
 from mmlib import MultimodalBatch, MultimodalDataset
 from mmlib import data as sources
 from mmlib.backbones import AVMNISTBackbone, Backbone, GenericBackbone, GenericConfig
-from mmlib.methods import CGGM, OGMGE
-from mmlib.methods.ogm_ge import ogm_coefficients
+from mmlib.baselines import CGGM, OGMGE
+from mmlib.baselines.ogm_ge import ogm_coefficients
 from mmlib.missing import MissingPlan
 from mmlib.training import TrainConfig, fit, predict, random_state
 

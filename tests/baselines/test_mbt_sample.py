@@ -17,12 +17,12 @@ from book.support.experiments import train_and_score
 from mmlib import MultimodalBatch, MultimodalDataset
 from mmlib import data as sources
 from mmlib.backbones import GenericBackbone
-from mmlib.methods import MBTSample
-from mmlib.methods.mbt_sample import resampling_copies
+from mmlib.baselines import MBTSample
+from mmlib.baselines.mbt_sample import resampling_copies
 from mmlib.missing import MissingPlan
 from mmlib.training import TrainConfig, data_fingerprint, fit, predict, random_state
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Oracle(nn.Module):

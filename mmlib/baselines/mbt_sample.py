@@ -11,13 +11,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..backbones.base import Backbone
-from ..batch import DATASET, MultimodalDataset
-from ..checks import Array, Number, OneOf, Whole
+from ..batch import DATASET, MultimodalBatch, MultimodalDataset, Output
+from ..checks import Array, Is, Number, OneOf, Whole
 from ..coalitions import coalition_masks, shapley_values, subset_values
-from .joint import JointTraining
+from ..losses import task_loss
 
 if TYPE_CHECKING:
     from ..training import State
@@ -58,7 +58,7 @@ def resampling_copies(shapley: Tensor, present: Tensor, weak: str = "auto") -> T
     return torch.where(chosen, copies, 0)
 
 
-class MBTSample(JointTraining):
+class MBTSample(nn.Module):
     """Joint training, and after ``warmup`` epochs each epoch also holds samples with their weak modality alone.
 
     At the start of such an epoch every training sample's Shapley values are computed with the current weights, in eval
@@ -77,12 +77,19 @@ class MBTSample(JointTraining):
     def __init__(
         self, backbone: Backbone, *, warmup: int = 5, weak: str = "auto", tolerance: float = 0.5, rows: int = 512
     ):
-        super().__init__(backbone)
+        super().__init__()
+        self.backbone: nn.Module = Is("an nn.Module", nn.Module)("backbone", backbone)
         self.warmup = Whole(0)("warmup", warmup)
         self.weak = WEAK("weak", weak)
         self.tolerance = Number(0)("tolerance", tolerance)
         self.rows = Whole(1)("rows", rows)
         self.last: dict[str, Tensor] = {}
+
+    def forward(self, batch: MultimodalBatch) -> Output:
+        logits = self.backbone(batch)
+        if not self.training or batch.target is None:
+            return Output(logits, {})
+        return Output(logits, {"task": task_loss(logits, batch.target)})
 
     def valuate(self, data: MultimodalDataset) -> Tensor:
         """phi [n, M], the Shapley values of v(S) = |S| 1[right] over the subsets S of what each sample has.

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..backbones.base import BACKBONE, Backbone
 from ..checks import Number
-from .balm import BALM
+from ..methods.balm import BALM
 
 __all__ = ["CGGM"]
 

@@ -54,21 +54,17 @@ class PMR(SharesBatches, nn.Module):
     In each mini-batch, s_m is the sum over the present samples of the probability that the prototypes of m give to
     their class. The modality with the largest s_m is the dominant one. Every weaker one with a sample in the batch adds
     alpha * c_m * CE_m, the mean cross-entropy of its prototype probabilities over its present samples. With two
-    modalities this is the paper's pair; for more, that all weaker ones are helped, each compared with the dominant one,
-    is our reading (the release has two).
+    modalities this is the paper's pair; for more, all weaker ones are helped, our interpretation. The paper's early
+    entropy regulariser, which the release lacks, is left out.
 
     classes : K
     momentum : weight of the old prototypes, in [0, 1). The release discards those of the untrained net, we blend them
     share : of the training split that the means are taken over, a new random part every epoch (released: a tenth)
     coefficient : c_m is 1 ("one", as released) or min(s_dominant / s_m - 1, 1) ("ratio", the paper's)
-    score : s_m as a "sum", in which a modality that is often missing is weak, or the "mean" over its present samples
-    regulariser : mu > 0 adds - mu * c * H in the first ``regulariser_epochs`` epochs: H is the mean entropy of the
-        dominant modality's prototype probabilities (of each, where several lead together), c the weakest one's c_m (the
-        paper's early regulariser in our reading; the release lacks it)
     rows : samples that are encoded at once for the means
 
-    Losses are "task", "prototype" and, where mu > 0, "entropy". ``last`` holds ``score`` [M] and ``coefficient`` [M] of
-    the last training step. The prototypes are buffers: ``prototypes`` [M, K, d] and ``seen`` bool [M, K].
+    Losses are "task" and "prototype". ``last`` holds ``score`` [M] and ``coefficient`` [M] of the last training step.
+    The prototypes are buffers: ``prototypes`` [M, K, d] and ``seen`` bool [M, K].
 
     Raises ValueError for options out of range, a backbone whose encodings have no common ``width``, and targets that
     are no classes: a sample with several labels has no one prototype to be pulled to.
@@ -86,9 +82,6 @@ class PMR(SharesBatches, nn.Module):
         momentum: float = 0.2,
         share: float = 1.0,
         coefficient: str = "one",
-        score: str = "sum",
-        regulariser: float = 0.0,
-        regulariser_epochs: int = 5,
         rows: int = 512,
     ):
         super().__init__()
@@ -98,16 +91,10 @@ class PMR(SharesBatches, nn.Module):
         self.momentum = Number(0, below=1)("momentum", momentum)
         self.share = Number(above=0, high=1)("share", share)
         self.coefficient = OneOf("one", "ratio")("coefficient", coefficient)
-        self.score = OneOf("sum", "mean")("score", score)
-        self.regulariser = Number(0)("regulariser", regulariser)
-        self.regulariser_epochs = Whole(0)("regulariser_epochs", regulariser_epochs)
         self.rows = Whole(1)("rows", rows)
         width = getattr(backbone, "width", None)
         if not isinstance(width, int):
-            raise ValueError(
-                f"backbone: expected one whose encodings have a common width, got {type(backbone).__name__}"
-            )
-        self.early = True
+            raise ValueError(f"backbone: expected encodings of a common width, got {type(backbone).__name__}")
         self.last: dict[str, Tensor] = {}
         modalities = len(backbone.modalities)
         self.register_buffer("prototypes", torch.zeros(modalities, classes, width))
@@ -133,10 +120,8 @@ class PMR(SharesBatches, nn.Module):
         mean = lambda x: torch.where(counted, x, 0).sum(-1) / count
 
         with torch.no_grad():
-            p = shared.sum(torch.where(counted, of_class.exp(), 0).sum(-1))
-            every = shared.sum(counted.sum(-1))
-            score = p / every.clamp_min(1) if self.score == "mean" else p
-            judged = every > 0
+            score = shared.sum(torch.where(counted, of_class.exp(), 0).sum(-1))
+            judged = shared.sum(counted.sum(-1)) > 0
             dominant = torch.where(judged, score, 0).amax()
             weaker = judged & (score < dominant)
             if self.coefficient == "one":
@@ -145,13 +130,7 @@ class PMR(SharesBatches, nn.Module):
                 tiny = torch.finfo(score.dtype).tiny
                 coefficient = torch.where(weaker, dominant / score.clamp_min(tiny) - 1, 0).clamp(max=1)
         self.last = {"score": score, "coefficient": coefficient}
-        losses = {"prototype": self.alpha * (coefficient * mean(-of_class)).sum()}
-        if self.regulariser:
-            entropy = mean(-(log_p.exp() * log_p).sum(-1))
-            restrained = (judged & (score == dominant)) * coefficient.amax()  # 0 where no modality is weaker
-            early = self.regulariser if self.early else 0.0
-            losses["entropy"] = -early * (restrained * entropy).sum()
-        return losses
+        return {"prototype": self.alpha * (coefficient * mean(-of_class)).sum()}
 
     def _stack(self, h: dict[str, Tensor], batch: MultimodalBatch) -> Tensor:
         """The encodings as one tensor [M, n, d]."""
@@ -190,22 +169,16 @@ class PMR(SharesBatches, nn.Module):
         target = batch.target
         if target is None or target.is_floating_point() or target.ndim != len(batch.shape):
             found = "none" if target is None else f"{target.dtype} {tuple(target.shape)}"
-            raise ValueError(
-                f"target: PMR expects integer classes {batch.shape}, one a sample, got {found}; encodings are "
-                f"pulled to the prototype of the sample's one class"
-            )
+            raise ValueError(f"target: PMR expects integer classes {batch.shape}, one a sample, got {found}")
 
     def on_start(self, state: State) -> None:
         if "utterance" in state.train.data.extras and processes() > 1:
-            raise ValueError(
-                "method: PMR supports one process with dialogues: its means are over padding too; run with one"
-            )
+            raise ValueError("method: PMR runs dialogues in one process: its means are over padding too")
         self._check_classes(state.train.data)
         if state.train.info["outputs"] != self.classes:
             raise ValueError(f"classes: expected {state.train.info['outputs']} as in the data, got {self.classes}")
 
     def on_epoch_start(self, state: State) -> None:
-        self.early = state.epoch <= self.regulariser_epochs
         n, rows = len(state.train), None
         if self.share < 1:  # of its own generator: the same in every process and in a resumed run
             generator = torch.Generator().manual_seed((state.config.seed * 1_000_003 + state.epoch) % 2**63)

@@ -18,7 +18,7 @@ from ..checks import Array, Flag, Is, Maybe, Named, Number, OneOf, Several, Whol
 from ..coalitions import coalition_logits
 from ..layers import scoring
 from ..losses import task_loss
-from .balm import EncoderGradients, Part, encoders_of, reduce_sums
+from ..methods.balm import EncoderGradients, Part, encoders_of, reduce_sums
 
 if TYPE_CHECKING:
     from ..training import State

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from mmlib import MultimodalBatch, Output
+from mmlib.baselines import JointTraining
 from mmlib.losses import task_loss
-from mmlib.methods import JointTraining
 
 
 def test_cross_entropy_by_hand() -> None:

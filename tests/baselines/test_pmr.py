@@ -8,17 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from baselines.test_mbt_sample import Interrupt, toy
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from test_mbt_sample import Interrupt, toy
 from torch import nn
 
 from book.support.experiments import train_and_score
 from mmlib import MultimodalBatch, MultimodalDataset
 from mmlib import data as sources
 from mmlib.backbones import Backbone, GenericBackbone
-from mmlib.methods import PMR
-from mmlib.methods.pmr import prototype_log_probabilities
+from mmlib.baselines import PMR
+from mmlib.baselines.pmr import prototype_log_probabilities
 from mmlib.missing import MissingPlan
 from mmlib.training import TrainConfig, fit, predict, random_state
 
@@ -73,10 +73,10 @@ def means_by_loops(x, y, present, K, old, seen, momentum):
     return new, known
 
 
-def terms_by_loops(x, y, present, prototypes, seen, score, coefficient):
-    """Per modality: the score, the mean cross-entropy, the mean entropy, the coefficient; and the dominant one."""
+def terms_by_loops(x, y, present, prototypes, seen, coefficient):
+    """Per modality: the score, the mean cross-entropy and the coefficient."""
     M, n, _ = x.shape
-    scores, ce, entropy, count = np.zeros(M), np.zeros(M), np.zeros(M), np.zeros(M)
+    scores, ce, count = np.zeros(M), np.zeros(M), np.zeros(M)
     for m in range(M):
         for i in range(n):
             if not present[i, m] or not seen[m, y[i]]:
@@ -85,18 +85,16 @@ def terms_by_loops(x, y, present, prototypes, seen, score, coefficient):
             p = {k: v / sum(e.values()) for k, v in e.items()}
             scores[m] += p[y[i]]
             ce[m] -= math.log(p[y[i]])
-            entropy[m] -= sum(q * math.log(q) for q in p.values())
             count[m] += 1
     for m in range(M):
         if count[m]:
-            ce[m], entropy[m] = ce[m] / count[m], entropy[m] / count[m]
-            scores[m] = scores[m] / count[m] if score == "mean" else scores[m]
+            ce[m] /= count[m]
     best = max((m for m in range(M) if count[m]), key=lambda m: scores[m], default=None)
     c = np.zeros(M)
     for m in range(M):
         if count[m] and scores[m] < scores[best]:
             c[m] = 1 if coefficient == "one" else min(scores[best] / scores[m] - 1, 1)
-    return scores, ce, entropy, c, best
+    return scores, ce, c
 
 
 def test_probabilities_by_hand() -> None:
@@ -131,13 +129,11 @@ def test_one_step_by_hand() -> None:
     # sample 2: distance |w - 1| to its own prototype, w to the other; at w = 1 the first has no slope
     assert gradient[1].item() == pytest.approx(0.5 * 0.5 * -(1 - p_b))
 
-    method, batch = plain(x, [0, 1], 2, coefficient="ratio", regulariser=0.1)
+    method, batch = plain(x, [0, 1], 2, coefficient="ratio")
     method.update_prototypes(batch)
     losses = method(batch).losses
     c = p_a / p_b - 1
     assert losses["prototype"].item() == pytest.approx(c * math.log(1 + math.exp(-1)))
-    entropy = -p_a * math.log(p_a) - (1 - p_a) * math.log(1 - p_a)
-    assert losses["entropy"].item() == pytest.approx(-0.1 * c * entropy)
 
 
 def test_a_class_without_a_prototype_counts_in_no_term_of_that_modality() -> None:
@@ -164,19 +160,6 @@ def test_the_ratio_ends_at_one() -> None:
     method(batch)
     assert method.last["score"][0].item() == pytest.approx(4 * method.last["score"][1].item())  # 4 / 1 - 1 is 3
     assert method.last["coefficient"].tolist() == [0, 1]
-    method.score = "mean"  # a modality that is rare is not weak
-    method(batch)
-    assert method.last["coefficient"].tolist() == [0, 0]
-
-
-def test_modalities_that_lead_together_are_both_restrained() -> None:
-    x = np.array([[[0.0], [4.0]], [[0.0], [1.0]], [[0.0], [4.0]]])
-    method, batch = plain(x, [0, 1], 2, regulariser=0.1)
-    method.update_prototypes(batch)
-    losses = method(batch).losses
-    assert method.last["coefficient"].tolist() == [0, 1, 0]
-    p = 1 / (1 + math.exp(-4))
-    assert losses["entropy"].item() == pytest.approx(0.1 * 2 * (p * math.log(p) + (1 - p) * math.log(1 - p)))
 
 
 @pytest.mark.slow
@@ -186,16 +169,13 @@ def test_modalities_that_lead_together_are_both_restrained() -> None:
     n=st.integers(1, 9),
     K=st.integers(2, 4),
     seed=st.integers(0, 10_000),
-    score=st.sampled_from(["sum", "mean"]),
     coefficient=st.sampled_from(["one", "ratio"]),
 )
-def test_prototypes_and_terms_are_those_of_loops(
-    M: int, n: int, K: int, seed: int, score: str, coefficient: str
-) -> None:
+def test_prototypes_and_terms_are_those_of_loops(M: int, n: int, K: int, seed: int, coefficient: str) -> None:
     rng = np.random.default_rng(seed)
     x, present = rng.normal(size=(M, n, 3)) * 2, rng.random((n, M)) < 0.7
     y = rng.integers(0, K, n).tolist()
-    options = {"score": score, "coefficient": coefficient, "alpha": 0.7, "regulariser": 0.3, "momentum": 0.4, "rows": 2}
+    options = {"coefficient": coefficient, "alpha": 0.7, "momentum": 0.4, "rows": 2}
     method, batch = plain(x, y, K, present, **options)
     prototypes, seen = np.zeros((M, K, 3)), np.zeros((M, K), dtype=bool)
     for first in (True, False):  # the second time with other samples, other classes and other gaps
@@ -209,14 +189,12 @@ def test_prototypes_and_terms_are_those_of_loops(
         np.testing.assert_allclose(method.prototypes.numpy(), prototypes, atol=1e-12)
 
     output = method.train()(batch)
-    scores, ce, entropy, c, best = terms_by_loops(x, y, present, prototypes, seen, score, coefficient)
+    scores, ce, c = terms_by_loops(x, y, present, prototypes, seen, coefficient)
     judged = (present & seen[:, y].T).any(0)
     assume(np.diff(np.sort(scores[judged])).min(initial=1) > 1e-9)  # rounding decides who leads in a tie
     np.testing.assert_allclose(method.last["score"].numpy(), scores, atol=1e-9)
     np.testing.assert_allclose(method.last["coefficient"].numpy(), c, atol=1e-9)
     assert output.losses["prototype"].item() == pytest.approx(0.7 * (c * ce).sum(), abs=1e-9)
-    restrained = 0 if best is None else c.max() * entropy[best]
-    assert output.losses["entropy"].item() == pytest.approx(-0.3 * restrained, abs=1e-9)
     logits = method.backbone(batch)
     assert torch.equal(output.logits, logits)
     each = logits.logsumexp(-1) - logits[torch.arange(n), batch.target]
@@ -244,15 +222,15 @@ def test_dialogues_are_many_samples() -> None:
 
 def test_before_any_prototype_and_with_a_modality_that_nobody_has_only_the_task_counts() -> None:
     x = np.random.default_rng(0).normal(size=(2, 4, 3))
-    method, batch = plain(x, [0, 1, 0, 1], 2, regulariser=1.0)
+    method, batch = plain(x, [0, 1, 0, 1], 2)
     losses = method(batch).losses
-    assert losses["prototype"].item() == losses["entropy"].item() == 0
+    assert losses["prototype"].item() == 0
     only = np.array([[True, False]] * 4)
     method.update_prototypes(batch)
     method.prototypes[0] = 50.0  # the one that is there predicts badly, yet nothing is stronger
     method.prototypes[0, 0] = 0.0
     losses = method(plain(x, [0, 1, 0, 1], 2, only)[1]).losses
-    assert losses["prototype"].item() == losses["entropy"].item() == 0
+    assert losses["prototype"].item() == 0
     assert method.last["coefficient"].tolist() == [0, 0]
 
 
@@ -290,20 +268,16 @@ def test_each_epoch_begins_with_new_means_of_its_share() -> None:
 
         def on_epoch_start(self, state):
             self.last = state.method.prototypes.clone()
-            self.early.append(state.method.early)
 
     data, watch = toy(), Watch()
-    watch.early = []
-    method = pmr(data, regulariser=0.1, regulariser_epochs=2, share=0.25)
+    method = pmr(data, share=0.25)
     seen: list[list[int]] = []
     update = method.update_prototypes
     method.update_prototypes = lambda d, rows: (seen.append(d.ids[rows].tolist()), update(d, rows))
-    history = fit(method, data, config=TrainConfig(epochs=4, select="last"), hooks=[watch])
+    fit(method, data, config=TrainConfig(epochs=4, select="last"), hooks=[watch])
     assert [len(rows) for rows in seen] == [15] * 4
     assert all(len(set(rows)) == 15 for rows in seen)
     assert len({tuple(sorted(rows)) for rows in seen}) == 4
-    assert watch.early == [True, True, False, False]
-    assert [row["train_entropy"] < 0 for row in history.epochs] == [True, True, False, False]
     assert method.seen.all()
     assert torch.equal(method.prototypes, watch.last)
     expected = method.state_dict()
@@ -316,7 +290,7 @@ def test_an_interrupted_run_resumes_to_the_bit(tmp_path: Path, resample: bool) -
     data, valid = toy(M=3), toy(30, 1, M=3)
     plan = MissingPlan("bernoulli", rates=[0.4, 0.2, 0.3], resample=resample)
     config = TrainConfig(epochs=4, batch_size=16, lr=1e-2, schedule="onecycle", seed=5)
-    options = {"share": 0.5, "coefficient": "ratio", "regulariser": 0.1, "regulariser_epochs": 3}
+    options = {"share": 0.5, "coefficient": "ratio"}
     whole = pmr(data, **options)
     expected = fit(whole, data, valid, config, train_plan=plan, hooks=[Interrupt(-1)])
     path = tmp_path / "run.pt"
@@ -368,9 +342,6 @@ def test_what_does_not_fit_is_named() -> None:
         ({"momentum": 1.0}, r"momentum: expected a number in \[0, 1\), got 1.0"),
         ({"share": 0}, r"share: expected a number in \(0, 1\], got 0"),
         ({"coefficient": "two"}, "coefficient: expected 'one' or 'ratio', got 'two'"),
-        ({"score": "max"}, "score: expected 'sum' or 'mean', got 'max'"),
-        ({"regulariser": -0.1}, "regulariser: expected"),
-        ({"regulariser_epochs": -1}, "regulariser_epochs: expected"),
         ({"rows": 0}, "rows: expected"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -378,7 +349,7 @@ def test_what_does_not_fit_is_named() -> None:
     with pytest.raises(ValueError, match=r"classes: expected an integer of at least 2, got 1"):
         PMR(backbone, 1)
     del backbone.width
-    with pytest.raises(ValueError, match="backbone: expected one whose encodings have a common width, got Plain"):
+    with pytest.raises(ValueError, match="backbone: expected encodings of a common width, got Plain"):
         PMR(backbone, 4)
 
     method, batch = plain(np.zeros((2, 3, 2)), [0, 1, 0], 2)

@@ -88,6 +88,15 @@ def stable_ids(names: Iterable[Any]) -> Tensor:
     return torch.tensor(values, dtype=torch.int64)
 
 
+def find_ids(known: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Where each of the ids [n] stands among ``known`` [k], ascending, k >= 1: int64 [n], and bool [n] whether it does.
+
+    The place of an id that is not there is that of another one.
+    """
+    place = torch.searchsorted(known, ids).clamp_max(len(known) - 1)
+    return place, known[place] == ids
+
+
 ANY = Is("anything", object)
 _BATCH = {
     "features": Named(ANY),

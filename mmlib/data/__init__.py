@@ -17,7 +17,7 @@ from typing import Any
 from ..batch import MultimodalDataset
 from ..checks import OneOf
 from . import avmnist, conversations, dialogue, digits, iemocap, mfeat, mmsa, synthetic, text
-from ._shared import ROOT, fingerprint
+from ._readers import ROOT, fingerprint
 from .pickles import safe_pickle_load
 
 __all__ = [

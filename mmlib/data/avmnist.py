@@ -35,7 +35,7 @@ from torch import Tensor
 from ..batch import DATASET, MultimodalDataset
 from ..checks import PATH, Flag, Maybe, OneOf, Whole, check_all
 from ..files import atomic_write
-from ._shared import ROOT, SEED, fingerprint, need_root
+from ._readers import ROOT, SEED, cache_folder, fingerprint, need_root
 
 __all__ = ["LAYOUT", "PER_CLASS_COUNTS", "SPEAKERS", "cache_folder", "load", "read_idx", "sound_for_first"]
 
@@ -366,14 +366,6 @@ def _mfcc(path: Path, every: int, hop_length: int) -> tuple[np.ndarray, int]:
     picture = np.zeros((FRAMES, COEFFICIENTS), np.float32)
     picture[:count] = rows[:count]
     return picture, count
-
-
-def cache_folder() -> Path:
-    """Where computed features are kept: MMLIB_CACHE, else XDG_CACHE_HOME/mmlib, else ~/.cache/mmlib."""
-    if own := os.environ.get("MMLIB_CACHE"):
-        return Path(own).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "mmlib"
 
 
 def _sounds(

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ..batch import BATCH, DATASET, MultimodalBatch, MultimodalDataset, stable_ids
 from ..checks import Either, Is, Maybe, Named, Number, OneOf, Several, Text, Whole, check_all, check_known
-from ._shared import SEED, SHARE, SIZES, fingerprint
+from ._readers import SEED, SHARE, SIZES, fingerprint
 
 __all__ = ["CONTEXTS", "Truth", "bayes", "bayes_score", "bayes_scores", "load", "log_likelihood", "truth"]
 

@@ -29,8 +29,19 @@ import torch
 
 from ..batch import MultimodalBatch, MultimodalDataset, stable_ids
 from ..checks import PATH, Flag, Maybe, Named, OneOf, Several, Text, Whole, check_all, shown
-from ._shared import ROOT, SEED, SHARE, encodable, fingerprint, plain_numbers, read_npy, some_of
-from .mmsa import _Frames, _measure, _scale
+from ._readers import (
+    ROOT,
+    SEED,
+    SHARE,
+    Frames,
+    encodable,
+    fingerprint,
+    measure_frames,
+    plain_numbers,
+    read_npy,
+    scale_frames,
+    some_of,
+)
 from .pickles import safe_pickle_load
 
 __all__ = ["LAYOUT", "MODALITIES", "load", "transcripts"]
@@ -159,7 +170,7 @@ def load(
     }
     classes, targets = _targets(file, corpus, dialogues)
 
-    frames: dict[str, dict[str, _Frames]] = {m: {} for m in wanted}
+    frames: dict[str, dict[str, Frames]] = {m: {} for m in wanted}
     for m in wanted:
         width = _width(file, m, [d for split in SPLITS for d in dialogues[split]])
         for split in SPLITS:
@@ -169,15 +180,15 @@ def load(
                 if row is not None:
                     to[0] = row
             there = (x != 0).any((1, 2))[:, None]
-            frames[m][split] = _Frames(x, there, there)
+            frames[m][split] = Frames(x, there, there)
         if not frames[m]["train"].observed.any():
             raise ValueError(
                 f"{path}: {_KEYS[m]!r} is missing in all training utterances; choose others with modalities=..."
             )
         if standardised and m != "language":
-            mean, std = _measure(frames[m]["train"])
+            mean, std = measure_frames(frames[m]["train"])
             for split in SPLITS:
-                _scale(frames[m][split], mean, std)
+                scale_frames(frames[m][split], mean, std)
 
     known = _CORPORA.get(corpus or "")
     scaled = ", standardised on train" if standardised else ""
@@ -601,7 +612,7 @@ def _targets(
     return names, targets
 
 
-def _dataset(dialogues: Sequence[_Dialogue], frames: Mapping[str, _Frames], target: np.ndarray) -> MultimodalDataset:
+def _dataset(dialogues: Sequence[_Dialogue], frames: Mapping[str, Frames], target: np.ndarray) -> MultimodalDataset:
     """One split, its utterances padded to [B, U]."""
     lengths = torch.tensor([len(d) for d in dialogues])
     real = torch.arange(int(lengths.max())) < lengths[:, None]

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..batch import MultimodalDataset
 from ..checks import Flag
-from ._shared import SEED, make_splits, standardise, stratified_split
+from ._readers import SEED, make_splits, standardise, stratified_split
 
 __all__ = ["load"]
 

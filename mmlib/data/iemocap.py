@@ -24,7 +24,7 @@ import torch
 
 from ..batch import MultimodalBatch, MultimodalDataset, stable_ids
 from ..checks import Maybe, OneOf, Whole, check_known
-from ._shared import FRAMES, ROOT, encodable, fingerprint, need_root, read_npy
+from ._readers import FRAMES, ROOT, encodable, fingerprint, need_root, read_npy
 
 __all__ = ["LAYOUT", "WIDTHS", "load"]
 

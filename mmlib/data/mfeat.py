@@ -12,7 +12,7 @@ import numpy as np
 
 from ..batch import MultimodalDataset
 from ..checks import Flag, check_all
-from ._shared import ROOT, SEED, SHARE, make_splits, need_root, standardise, stratified_split
+from ._readers import ROOT, SEED, SHARE, make_splits, need_root, standardise, stratified_split
 
 __all__ = ["LAYOUT", "VIEWS", "load"]
 

@@ -14,7 +14,7 @@ no statistic.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,14 +23,13 @@ import torch
 
 from ..batch import MultimodalBatch, MultimodalDataset, stable_ids
 from ..checks import Flag, Maybe, OneOf, Whole, check_all, check_known, shown
-from ._shared import FRAMES, ROOT, encodable, fingerprint, plain_numbers, some_of
+from ._readers import FRAMES, ROOT, Frames, encodable, fingerprint, measure_frames, plain_numbers, scale_frames, some_of
 from .pickles import safe_pickle_load
 
 __all__ = ["LAYOUT", "MODALITIES", "load", "transcripts"]
 
 MODALITIES = ("language", "audio", "vision")
 SPLITS = ("train", "valid", "test")
-CLIP = 5.0  # standardised features lie in [-CLIP, CLIP]
 _KEYS = {"language": "text", "audio": "audio", "vision": "vision"}
 _UNIMODAL = {"language": "regression_labels_T", "audio": "regression_labels_A", "vision": "regression_labels_V"}
 
@@ -201,9 +200,9 @@ def load(
                 f"{file.sizes['train']} samples; choose others with modalities=..."
             )
         if standardised and modality != "language":
-            mean, std = _measure(train)
+            mean, std = measure_frames(train)
             for split in SPLITS:
-                _scale(frames[modality][split], mean, std)
+                scale_frames(frames[modality][split], mean, std)
 
     scaled = ", standardised on train" if standardised else ""
     info = {
@@ -479,17 +478,9 @@ class _File:
 # -- frames ---------------------------------------------------------------------------------------------------------
 
 
-class _Frames(NamedTuple):
-    """One modality of one split: x [n, T, D] (token ids [n, T]), valid and observed bool [n, T]."""
-
-    x: np.ndarray
-    valid: np.ndarray
-    observed: np.ndarray
-
-
 def _read_frames(
     file: _File, wanted: Sequence[str], text: str, aligned: bool | None
-) -> tuple[dict[str, dict[str, _Frames]], bool]:
+) -> tuple[dict[str, dict[str, Frames]], bool]:
     """The frames as stored, but moved to the start, and which are valid; whether audio and vision follow the words."""
     ids = text == "ids"
     key = {**_KEYS, "language": "text_bert"} if ids else _KEYS
@@ -545,7 +536,7 @@ def _read_frames(
                 if follows:  # the words' end is their mask's; vectors of padding need not be zero
                     ends = [mask[split] if o == "language" and mask else some[o][split] for o in known]
                 valid[m][split] = rows < np.max([_last(a) for a in ends], 0)[:, None]
-    return {m: {s: _Frames(x[m][s], valid[m][s], valid[m][s]) for s in SPLITS} for m in known}, follows
+    return {m: {s: Frames(x[m][s], valid[m][s], valid[m][s]) for s in SPLITS} for m in known}, follows
 
 
 def _some(x: np.ndarray) -> np.ndarray:
@@ -574,16 +565,16 @@ def _clean(
     file: _File,
     split: str,
     modality: str,
-    frames: _Frames,
+    frames: Frames,
     names: Sequence[str],
     limit: int | None,
     tokens: bool,
     nan: str,
-) -> _Frames:
+) -> Frames:
     """float32 [n, T, D], finite, zero where nothing was observed; a modality of zeros alone loses its frames."""
     if tokens:
         valid = frames.valid[:, :limit]
-        return _Frames(np.ascontiguousarray(np.where(frames.valid, frames.x, 0)[:, :limit]), valid, valid.copy())
+        return Frames(np.ascontiguousarray(np.where(frames.valid, frames.x, 0)[:, :limit]), valid, valid.copy())
     beyond = ((frames.x != 0).any(-1) & ~frames.valid).any(1)
     file.note(split, modality, "beyond_length", int(beyond.sum()))
     valid = frames.valid[:, :limit].copy()
@@ -611,45 +602,11 @@ def _clean(
         x[gone] = 0
         seen = valid & ~gone
     there = (x != 0).any((1, 2))
-    return _Frames(x, valid & there[:, None], seen & there[:, None])
-
-
-def _parts(frames: _Frames) -> Iterator[slice]:
-    """Slices of the samples, of at most 128 MiB each as float64."""
-    step = max(1, (1 << 24) // max(1, frames.x.shape[1] * frames.x.shape[2]))
-    return (slice(i, i + step) for i in range(0, len(frames.x), step))
-
-
-def _measure(frames: _Frames) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation float64 [D] of the observed frames; 1 where a feature does not vary.
-
-    Values beyond the 0.5 and 99.5 percentiles (of at most 100,000 frames, evenly chosen) count as if they lay there,
-    unless the two coincide: then the feature is rare, and its rare values are the feature.
-    """
-    rows, places = np.nonzero(frames.observed)
-    pick = np.linspace(0, len(rows) - 1, min(len(rows), 100_000)).round().astype(np.int64)
-    low, high = np.quantile(frames.x[rows[pick], places[pick]].astype(np.float64), (0.005, 0.995), axis=0)
-    rare = low == high
-    low, high = np.where(rare, -np.inf, low), np.where(rare, np.inf, high)
-
-    def chunks() -> Iterator[np.ndarray]:
-        for part in _parts(frames):
-            yield frames.x[part][frames.observed[part]].astype(np.float64).clip(low, high)
-
-    mean = np.sum([x.sum(0) for x in chunks()], 0) / len(rows)
-    std = np.sqrt(np.sum([((x - mean) ** 2).sum(0) for x in chunks()], 0) / len(rows))
-    return mean, np.where(std > 1e-12 * np.abs(mean), std, 1.0)
-
-
-def _scale(frames: _Frames, mean: np.ndarray, std: np.ndarray) -> None:
-    """Standardise in place what was observed."""
-    for part in _parts(frames):
-        z = ((frames.x[part].astype(np.float64) - mean) / std).clip(-CLIP, CLIP)
-        frames.x[part] = np.where(frames.observed[part][..., None], z, 0)
+    return Frames(x, valid & there[:, None], seen & there[:, None])
 
 
 def _dataset(
-    frames: Mapping[str, _Frames],
+    frames: Mapping[str, Frames],
     names: Sequence[str],
     target: np.ndarray,
     extras: Mapping[str, torch.Tensor],

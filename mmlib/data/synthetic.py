@@ -28,7 +28,7 @@ from torch import Tensor
 
 from ..batch import BATCH, DATASET, MultimodalBatch, MultimodalDataset
 from ..checks import Array, Either, Flag, Is, Maybe, Named, Number, OneOf, Several, Text, Whole, check_all, check_known
-from ._shared import SEED, SIZES, fingerprint
+from ._readers import SEED, SIZES, fingerprint
 
 __all__ = ["Truth", "bayes", "bayes_score", "bayes_scores", "bit_log_odds", "load", "score_posterior", "truth"]
 

@@ -36,8 +36,7 @@ from ..batch import DATASET, MultimodalBatch, MultimodalDataset
 from ..checks import PATH, Flag, Is, Maybe, Several, Text, Whole
 from ..files import atomic_write
 from ..layers import scoring
-from ._shared import fingerprint
-from .avmnist import cache_folder
+from ._readers import cache_folder, fingerprint
 
 __all__ = ["encode", "leak", "load_encoder", "load_tokenizer", "tokenise", "with_ids"]
 

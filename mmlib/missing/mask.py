@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ..batch import BATCH, DATASET, MultimodalBatch, MultimodalDataset
+from ..batch import BATCH, DATASET, MultimodalBatch, MultimodalDataset, find_ids
 from ..checks import PATH, Array, Device, Either, Flag, Is, Maybe, Named, Several, Text, Whole, check_known
 from ..files import atomic_write
 from .plan import MissingPlan
@@ -142,12 +142,11 @@ class MissingMask:
         ids = Array("integer", "[*n]")("ids", ids).to(self.ids.device)
         wanted = ids if ids.ndim == 1 else ids.flatten(1)[:, 0].contiguous()
         known, order = self._keys.sort()
-        place = torch.searchsorted(known, wanted).clamp_max(len(known) - 1)
-        strange = known[place] != wanted
-        if strange.any():
+        place, found = find_ids(known, wanted)
+        if not found.all():
             raise ValueError(
-                f"ids: {int(strange.sum())} of {len(wanted)} samples are not in this mask of {len(known)}, the first "
-                f"{wanted[strange][:5].tolist()}; draw the mask for these samples"
+                f"ids: {int((~found).sum())} of {len(wanted)} samples are not in this mask of {len(known)}, the first "
+                f"{wanted[~found][:5].tolist()}; draw the mask for these samples"
             )
         return order[place]
 

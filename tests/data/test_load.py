@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mmlib import MultimodalDataset, data
-from mmlib.data._shared import standardise, stratified_split
+from mmlib.data._readers import standardise, stratified_split
 
 INFO = {"name", "task", "outputs", "classes", "source", "licence", "fingerprint", "split", "split_seed"}
 

@@ -1,13 +1,14 @@
-"""What several sources need: stratified splits, standardisation on the training split, fingerprints, layouts."""
+"""What several sources need: splits, standardisation on the training split, fingerprints, layouts, frames."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -20,6 +21,7 @@ ROOT = Maybe(PATH)
 SEED = Whole(0, below=2**32)
 SHARE = Number(above=0, below=1)
 SIZES = Several(Whole(1), 3, 3)  # samples of train, valid and test
+CLIP = 5.0  # standardised frames lie in [-CLIP, CLIP]
 FRAMES = Maybe(Either(Whole(1), Named(Maybe(Whole(1)))))  # the most that are kept
 
 
@@ -198,3 +200,53 @@ def need_root(root: Path | None, name: str, layout: str) -> Path:
     if not root.is_dir():
         raise FileNotFoundError(f"{name}: {root} is not a folder. Expected:\n{layout}")
     return root
+
+
+class Frames(NamedTuple):
+    """One modality of one split: x [n, T, D] (token ids [n, T]), valid and observed bool [n, T]."""
+
+    x: np.ndarray
+    valid: np.ndarray
+    observed: np.ndarray
+
+
+def _parts(frames: Frames) -> Iterator[slice]:
+    """Slices of the samples, of at most 128 MiB each as float64."""
+    step = max(1, (1 << 24) // max(1, frames.x.shape[1] * frames.x.shape[2]))
+    return (slice(i, i + step) for i in range(0, len(frames.x), step))
+
+
+def measure_frames(frames: Frames) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation float64 [D] of the observed frames; 1 where a feature does not vary.
+
+    Values beyond the 0.5 and 99.5 percentiles (of at most 100,000 frames, evenly chosen) count as if they lay there,
+    unless the two coincide: then the feature is rare, and its rare values are the feature.
+    """
+    rows, places = np.nonzero(frames.observed)
+    pick = np.linspace(0, len(rows) - 1, min(len(rows), 100_000)).round().astype(np.int64)
+    low, high = np.quantile(frames.x[rows[pick], places[pick]].astype(np.float64), (0.005, 0.995), axis=0)
+    rare = low == high
+    low, high = np.where(rare, -np.inf, low), np.where(rare, np.inf, high)
+
+    def chunks() -> Iterator[np.ndarray]:
+        for part in _parts(frames):
+            yield frames.x[part][frames.observed[part]].astype(np.float64).clip(low, high)
+
+    mean = np.sum([x.sum(0) for x in chunks()], 0) / len(rows)
+    std = np.sqrt(np.sum([((x - mean) ** 2).sum(0) for x in chunks()], 0) / len(rows))
+    return mean, np.where(std > 1e-12 * np.abs(mean), std, 1.0)
+
+
+def scale_frames(frames: Frames, mean: np.ndarray, std: np.ndarray) -> None:
+    """Standardise in place what was observed."""
+    for part in _parts(frames):
+        z = ((frames.x[part].astype(np.float64) - mean) / std).clip(-CLIP, CLIP)
+        frames.x[part] = np.where(frames.observed[part][..., None], z, 0)
+
+
+def cache_folder() -> Path:
+    """Where computed features are kept: MMLIB_CACHE, else XDG_CACHE_HOME/mmlib, else ~/.cache/mmlib."""
+    if own := os.environ.get("MMLIB_CACHE"):
+        return Path(own).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "mmlib"

@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import math
 import mmap
+import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -833,23 +834,82 @@ class _Reader(NamedTuple):
 
 
 class _Mapped:
-    """Reads rows of arrays that are mapped from files, and gives the files' pages back."""
+    """Reads rows of arrays that are mapped from files.
+
+    They are read from the file where it holds what the array does, which costs no memory but theirs. Else they come
+    through the mapping, some at a time: a row, however small, maps a large page (2 MB) of the file.
+    """
 
     def __init__(self, arrays: Mapping[str, Any]):
         self.arrays = dict(arrays)
+        self.files = {name: _FileRows.of(x) for name, x in arrays.items()}
 
     def __call__(self, rows: list[int]) -> dict[str, Tensor]:
         return {name: self._taken(name, x, rows) for name, x in self.arrays.items()}
 
     def _taken(self, name: str, x: Any, rows: list[int]) -> Tensor:
-        """Some rows at a time: a row, however small, maps a large page (2 MB) of the file."""
-        found = torch.empty(0)
+        file, found = self.files[name], torch.empty(0)
+        if file is not None and (read := file.read(name, rows)) is not None:
+            return read
         for first in range(0, len(rows), 16):
             some = tensor(f"features[{name!r}]", x[rows[first : first + 16]])
             _let_go(x)
             if not first:
                 found = torch.empty(len(rows), *some.shape[1:], dtype=some.dtype)
             found[first : first + 16] = some
+        return found
+
+
+class _FileRows(NamedTuple):
+    """Where the rows of an array lie in a file."""
+
+    path: str
+    identity: tuple[int, int]  # the file's device and inode: another one may come to have its name
+    start: int  # bytes before the first row
+    shape: tuple[int, ...]  # of a row
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, x: Any) -> _FileRows | None:
+        """None where the file alone does not say what the array holds, or the system cannot read at a place."""
+        changed, root = False, x
+        while not isinstance(root.base, mmap.mmap):
+            changed, root = changed or getattr(root, "mode", None) == "c", root.base
+        path, before = getattr(root, "filename", None), getattr(root, "offset", None)
+        changed = changed or getattr(root, "mode", None) == "c"  # copied on write: the file does not know it
+        if changed or path is None or before is None or not hasattr(os, "preadv"):
+            return None
+        if not (x.size and x.flags.c_contiguous and x.dtype.isnative and x.dtype.kind in "iuf"):
+            return None
+        try:
+            about, like = os.stat(path), torch.as_tensor(x[:1].copy())
+        except (OSError, TypeError):
+            return None
+        start = before + x.__array_interface__["data"][0] - root.__array_interface__["data"][0]
+        return cls(os.fspath(path), (about.st_dev, about.st_ino), start, x.shape[1:], like.dtype)
+
+    def read(self, name: str, rows: list[int]) -> Tensor | None:
+        """The rows [k, ...]; None where the file is no longer there."""
+        found = torch.empty(len(rows), *self.shape, dtype=self.dtype)
+        held = memoryview(found.flatten().view(torch.uint8).numpy())
+        size = len(held) // len(rows)
+        try:
+            file = os.open(self.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        except OSError:
+            return None
+        try:
+            about = os.fstat(file)
+            if (about.st_dev, about.st_ino) != self.identity:
+                return None
+            for row, place in enumerate(rows):
+                rest, begin = held[row * size : (row + 1) * size], self.start + place * size
+                while rest:
+                    count = os.preadv(file, [rest], begin)
+                    if count == 0:
+                        raise ValueError(f"features[{name!r}]: its file ends in row {place}, which was there before")
+                    rest, begin = rest[count:], begin + count
+        finally:
+            os.close(file)
         return found
 
 

@@ -280,6 +280,7 @@ def fit(
                 state.step += 1
                 call("on_step")
 
+            state.batch = state.output = None  # a streamed batch is large, and validation has its own
             row = {"epoch": state.epoch, "step": state.step, "lr": optimizer.param_groups[0]["lr"]}
             row.update(losses.read(state.epoch))
             _check_weights(method, state.epoch, state.step)

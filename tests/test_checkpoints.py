@@ -23,6 +23,7 @@ from mmlib.baselines import CGGM, OGMGE, PMR, JointTraining, MBTSample
 from mmlib.losses import sample_losses
 from mmlib.methods import BALM, DEAR, DREAM, MCE
 from mmlib.methods.mce import UpperBounds
+from mmlib.methods.released import OtherDREAM
 from mmlib.missing import MissingPlan
 from mmlib.training import TrainConfig, fit, load, random_state, save
 
@@ -63,6 +64,7 @@ METHODS: dict[str, tuple[Make, MultimodalDataset]] = {
     "joint": (lambda **o: JointTraining(generic(), **{"modality_dropout": 0.3, **o}), DATA),
     "mce": (lambda **o: MCE(generic(), upper(), **{"attention_heads": 2, "hidden": 16, **o}), DATA),
     "dream": (lambda **o: DREAM.for_data(generic().eval(), DATA, **{"width": 8, "heads": 2, **o}), DATA),
+    "other dream": (lambda **o: OtherDREAM.for_data(generic().eval(), DATA, **{"width": 8, "heads": 2, **o}), DATA),
     "dear": (
         lambda **o: DEAR.for_data(SCORES, **{"width": 8, "heads": 2, "head_width": 4, "hidden": 8, "layers": 1, **o}),
         SCORES,
@@ -106,7 +108,6 @@ WORDS: dict[str, tuple[Any, ...]] = {
     "all_missing": ("keep",),
     "columns": ((1, 0),),
     "discretize": ("sign_gt",),
-    "iemocap_agg": ("mean_per_emotion",),
     "empty": ("majority",),
     "enhance": ("all",),
     "enhance_order": ("sequential",),
@@ -221,7 +222,7 @@ def test_a_longer_run_goes_on_to_the_bit_and_no_other_option_does(name: str, tmp
         with pytest.raises(ValueError, match=rf"run\.pt was written by another configuration \(.*\b{option}\b"):
             train(name, other, 1, path)
     # Of these the data and the net allow one value alone.
-    assert set(unknown) <= {"vocabulary", "iemocap_agg", "freeze_text", "kernels_only"}
+    assert set(unknown) <= {"vocabulary", "freeze_text", "kernels_only"}
     assert path.read_bytes() == stored
 
     for again in [build(name, seed=7), first]:  # a new one, or the one that was trained

@@ -80,7 +80,7 @@ RUNS: dict[str, tuple[Callable[[], nn.Module], MultimodalDataset, int]] = {
     "mce, heads": (lambda: mce(upper_source="current", state_norm=False, mask_negative=False), DATA, 1),
     "mce, labels": (lambda: mce(LABELS), LABELS, 1),
     "dream": (dream, DATA, 1),
-    "dream, text": (lambda: dream(reading="text", enhance="all", distill_on="masked"), DATA, 2),
+    "dream, text": (lambda: dream(preset="text", enhance="all", distill_on="masked"), DATA, 2),
     "dear": (dear, SCORES, 1),
     "dear, accumulated": (lambda: dear(stop_complete=False, error_grad=True, beta=1.0), SCORES, 2),
     "dear, tokens": (lambda: dear(samples="subsampled", token_samples=9, bandwidths=(1.0, 4.0)), SCORES, 1),

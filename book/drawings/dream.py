@@ -11,6 +11,7 @@ import torch
 from book.support import figures
 from mmlib import coalitions
 from mmlib.methods.dream import mask_weights
+from mmlib.methods.released.dream import add_log_weights
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -113,11 +114,13 @@ def mask_curves() -> Figure:
     """The weight of one of three modalities against its PSS, for w = 1 and -1, with both masks; others w = PSS = 0."""
     fig, axes = figures.figure("wide", columns=2, sharey=True)
     pss = torch.linspace(0, 1, 41)
-    for ax, mode, name in zip(axes, ("mul", "add_log"), ("w (PSS + 1), Eq. 10", "w + log(PSS + 1)"), strict=True):
+    for ax, mask, name in zip(
+        axes, (mask_weights, add_log_weights), ("w (PSS + 1), Eq. 10", "w + log(PSS + 1)"), strict=True
+    ):
         for w, shade, style in ((1.0, figures.BLUE, "-"), (-1.0, figures.AMBER, "--")):
             row = torch.tensor([w, 0.0, 0.0]).expand(len(pss), 3)
             scores = torch.stack([pss, torch.zeros(41), torch.zeros(41)], 1)
-            weight = torch.softmax(mask_weights(row, scores, mode), -1)[:, 0]
+            weight = torch.softmax(mask(row, scores), -1)[:, 0]
             ax.plot(pss, weight, style, color=shade, label=f"w = {w:+g}")
         ax.set(title=name, xlabel="PSS of the modality", ylim=(0, 0.85))
         ax.grid(True)

@@ -330,9 +330,10 @@ def mask() -> Cells:
 def mask_facts(w: torch.Tensor, pss: torch.Tensor) -> dict[str, float]:
     """What the mask of Eq. 10 does to weights w for scores PSS, [n, M] each."""
     from mmlib.methods.dream import mask_weights
+    from mmlib.methods.released.dream import add_log_weights
 
     before, after = torch.softmax(w, -1), torch.softmax(mask_weights(w, pss), -1)
-    added = torch.softmax(mask_weights(w, pss, "add_log"), -1)
+    added = torch.softmax(add_log_weights(w, pss), -1)
     zero = pss == 0
     mixed = zero.any(-1) & ~zero.all(-1)  # where some modality is enhanced and some is not
     share = lambda x: float(x.double().mean()) if x.numel() else float("nan")

@@ -32,6 +32,7 @@ from mmlib.batch import MultimodalBatch, MultimodalDataset, frame_axis, per_fram
 from mmlib.data import avmnist, conversations, iemocap, mfeat, mmsa, synthetic, text
 from mmlib.data import dialogue as dialogue_files
 from mmlib.methods import balm, dear, dream, mce
+from mmlib.methods.released import dream as other_dream
 from mmlib.missing import MissingMask, MissingPlan
 from mmlib.training import TrainConfig
 
@@ -174,6 +175,11 @@ def methods() -> dict[str, Any]:
         "dear": dear.DEAR(feature_shapes=SHAPES, outputs=4, regression=False, width=8, heads=2, head_width=4, layers=1),
         "dream": dream.DREAM(judge(), feature_shapes=SHAPES, outputs=4, width=8, heads=2),
     }
+
+
+@functools.cache
+def other() -> other_dream.OtherDREAM:
+    return dream.DREAM(judge(), feature_shapes=SHAPES, outputs=4, width=8, heads=2, empty="majority")
 
 
 def batch() -> MultimodalBatch:
@@ -579,9 +585,10 @@ case("dear.DEAR.for_data", dear.DEAR.for_data, lambda: dict(data=train(), text_e
      width=POSITIVE, heads=POSITIVE)
 case("dear.DEAR.diagnose", lambda data, batch_size: methods()["dear"].diagnose(data, batch_size),
      lambda: dict(data=train(), batch_size=8), data=wrong_data, batch_size=POSITIVE)
-case("dream.permutation_coalitions", dream.permutation_coalitions, lambda: dict(orders=torch.tensor([[0, 1], [1, 0]])),
+case("released.dream.permutation_coalitions", other_dream.permutation_coalitions,
+     lambda: dict(orders=torch.tensor([[0, 1], [1, 0]])),
      orders=lambda good: [*L(good)[:-3], good[0], good + 7, good - 1])
-case("dream.permutation_scores", dream.permutation_scores,
+case("released.dream.permutation_scores", other_dream.permutation_scores,
      lambda: dict(zip(("predictions", "path", "orders", "target"),
                       (I(2, 5, 4), torch.tensor([[0, 1, 3], [0, 2, 3]]), torch.tensor([[0, 1], [1, 0]]), I(2, 5)),
                       strict=True)),
@@ -591,26 +598,35 @@ case("dream.CrossAttention", dream.CrossAttention, lambda: dict(config=DREAM(), 
 case("dream.CrossModalBlock", dream.CrossModalBlock, lambda: dict(target="audio", modalities=NAMES, config=DREAM()),
      target=choice, modalities=lambda good: [None, "x", 3, (), (1, 2), ("vision",)], config=thing)
 SAME = lambda good: [*P(good), good[:-1], good[:, :2]]
-case("dream.mask_weights", dream.mask_weights, lambda: dict(w=R(4, 3), pss=R(4, 3), mode="mul"), w=SAME, pss=SAME,
-     mode=choice)
-case("dream.distillation_loss", dream.distillation_loss,
-     lambda: dict(w=R(4, 3), pas=R(4, 3), target="clipped", temperature=1.0), w=SAME, pas=SAME, target=choice,
-     temperature=number(0.0, -1.0, math.inf))
+case("dream.mask_weights", dream.mask_weights, lambda: dict(w=R(4, 3), pss=R(4, 3)), w=SAME, pss=SAME)
+case("dream.distillation_loss", dream.distillation_loss, lambda: dict(w=R(4, 3), pas=R(4, 3)), w=SAME, pas=SAME)
+case("released.dream.add_log_weights", other_dream.add_log_weights, lambda: dict(w=R(4, 3), pss=R(4, 3)), w=SAME,
+     pss=SAME)
+case("released.dream.clipped_distillation_loss", other_dream.clipped_distillation_loss,
+     lambda: dict(w=R(4, 3), pas=R(4, 3)), w=SAME, pas=SAME)
+case("released.dream.SideBySideAttention", other_dream.SideBySideAttention, lambda: dict(config=DREAM(), parts=2),
+     config=thing, parts=POSITIVE)
 case("dream.DREAM", dream.DREAM,
-     lambda: dict(evaluator=judge(), reading="paper", feature_shapes=SHAPES, outputs=4, width=8, heads=2),
+     lambda: dict(evaluator=judge(), preset="paper", feature_shapes=SHAPES, outputs=4, width=8, heads=2),
      evaluator=lambda good: [*thing(good), torch.nn.Linear(2, 2), evaluators.MLPEvaluator.for_data(train())],
-     reading=choice, feature_shapes=by_name, outputs=POSITIVE, width=whole(0, -8, 3), heads=whole(0, 3))
+     preset=choice, feature_shapes=by_name, outputs=POSITIVE, width=whole(0, -8, 3), heads=whole(0, 3))
 case("dream.DREAM.for_data", dream.DREAM.for_data,
      lambda: dict(evaluator=evaluators.MLPEvaluator.for_data(train(), width=4), data=train(), valid=splits()["valid"],
                   config=ONCE, width=8, heads=2),
      evaluator=lambda good: [*thing(good), torch.nn.Linear(2, 2)], data=wrong_data,
      valid=lambda good: wrong_data(good)[1:], config=lambda good: ["x", 3, {}], width=whole(0, -8, 3), heads=whole(0,
      3))
-for name in ("weights", "contributions", "observe"):
-    arg = "data" if name == "observe" else "batch"
+for name in ("weights", "contributions"):
     case(f"dream.DREAM.{name}", getattr(dream.DREAM, name),
-         lambda arg=arg: {"self": methods()["dream"], arg: train() if arg == "data" else batch()},
-         **{arg: (lambda good: [*thing(good), scores()]) if name == "observe" else wrong_batches})
+         lambda: {"self": methods()["dream"], "batch": batch()}, batch=wrong_batches)
+case("released.dream.OtherDREAM", other_dream.OtherDREAM,
+     lambda: dict(evaluator=judge(), preset="text", feature_shapes=SHAPES, outputs=4, width=8, heads=2),
+     evaluator=thing, preset=choice, feature_shapes=by_name, outputs=POSITIVE)
+case("released.dream.OtherDREAM.observe", lambda data: other().observe(data), lambda: dict(data=train()),
+     data=lambda good: [*thing(good), scores()])
+case("released.dream.OtherDREAM.precompute",
+     lambda data, batch_size: other().precompute(data, batch_size),
+     lambda: dict(data=train(), batch_size=8), data=wrong_data, batch_size=POSITIVE)
 case("dream.DREAM.precompute", lambda data, batch_size: methods()["dream"].precompute(data, batch_size),
      lambda: dict(data=train(), batch_size=8), data=wrong_data, batch_size=POSITIVE)
 for name in ("joint", "mce", "balm", "cggm", "ogm", "pmr", "mbt", "dear", "dream"):
@@ -1032,6 +1048,7 @@ CONFIGURATIONS: dict[type, dict[str, Any]] = {
     balm.BALMConfig: {},
     dear.DEARConfig: {"feature_shapes": SHAPES},
     dream.DREAMConfig: {"feature_shapes": SHAPES, "outputs": 4},
+    other_dream.OtherDREAMConfig: {"feature_shapes": SHAPES, "outputs": 4},
     **{
         kind: {} if "input_widths" in kind.__dataclass_fields__ else {"feature_shapes": SHAPES, "outputs": 4}
         for kind in (
@@ -1172,6 +1189,7 @@ def verdict(names: set[str], call: Callable[[], Any]) -> str:
 
 NOT_CALLED = {  # public, and why there is no case
     "checks": "the checker itself, see tests/test_checks.py",
+    "methods._presets": "a base of methods", "methods._data_checks": "what methods call", "methods._score_table": "same",
     "Assessed": "a record", "Contributions": "a record", "Diagnosis": "a record", "Encoded": "a record",
     "History": "a record", "Interval": "a record", "Output": "a record", "State": "a record", "Truth": "a record",
     "Evaluator": "its subclasses are called", "cache_folder": "no arguments", "names": "no arguments",

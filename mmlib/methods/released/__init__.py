@@ -2,3 +2,7 @@
 
 Subclasses of the papers' classes, each with its own options and presets (see ``methods/_presets.py``).
 """
+
+from .dream import OtherDREAM
+
+__all__ = ["OtherDREAM"]

@@ -155,3 +155,47 @@ def test_the_schematics_show_computed_numbers() -> None:
     assert falls == [False, True, False, False], "Eq. 10 with w = -1 alone falls"
     words = " ".join(t.get_text() for t in drawings.overview().axes[0].texts)
     assert "PSS" in words and "enhancement" in words  # noqa: PT018
+
+
+@pytest.mark.slow
+def test_the_runner_trains_the_evaluator_first(monkeypatch):
+    from book.support import experiments
+
+    asked = []
+    fitted = experiments.fit
+    monkeypatch.setattr(
+        experiments, "fit", lambda m, *a, **k: asked.append((type(m).__name__, a[2].epochs)) or fitted(m, *a, **k)
+    )
+    options = {"width": 8, "heads": 2, "weight_hidden": 8, "repeats": 1}
+    config = {
+        "data": "synthetic",
+        "method": "dream",
+        "method_options": {**options, "evaluator": "mlp", "evaluator_epochs": 4},
+        "train_plan": {"kind": "exact_count", "rates": [0.2, 0.3, 0.4]},
+        "test": "subsets",
+        "train": {"epochs": 1},
+    }
+    rows = {row["test"]: row["value"] for row in experiments.train_and_score(config)}
+    assert len(rows) == 1 + 7
+    assert {row["test"]: row["value"] for row in experiments.train_and_score(config)} == rows
+    assert asked == [("JointTraining", 4), ("DREAM", 1), ("DREAM", 1)]  # the variants of DREAM share their evaluator
+    own = {**config, "backbone": "table3", "backbone_options": {"width": 8}, "method_options": options}
+    assert len(experiments.train_and_score({**own, "test": "complete"})) == 2
+    assert asked[3:] == [("JointTraining", 1), ("DREAM", 1)]
+    with pytest.raises(ValueError, match="evaluator: expected one of"):
+        experiments.train_and_score({**config, "method_options": {"evaluator": "bert"}})
+
+
+@pytest.mark.slow
+def test_the_runner_with_a_resampling_plan_on_scores():
+    from book.support.experiments import train_and_score
+
+    config = {
+        "data": "synthetic",
+        "data_options": {"task": "regression"},
+        "method": "dream",
+        "method_options": {"width": 8, "heads": 2, "weight_hidden": 8, "evaluator": "selfmm", "evaluator_epochs": 2},
+        "train_plan": {"kind": "bernoulli", "rates": [0.3, 0.3, 0.3], "resample": True},
+        "train": {"epochs": 1},
+    }
+    assert {"mae", "corr"} <= {row["metric"] for row in train_and_score(config)}

@@ -14,8 +14,8 @@ from torch import nn
 
 from mmlib import DREAM, MultimodalBatch, MultimodalDataset
 from mmlib.backbones import EvaluatorConfig, GenericBackbone, MLPEvaluator, SelfMMEvaluator, Table3Evaluator
+from mmlib.baselines import JointTraining
 from mmlib.coalitions import coalition_masks, prediction_shift_score
-from mmlib.methods import JointTraining
 from mmlib.methods.dream import DREAMConfig, distillation_loss, mask_weights
 from mmlib.missing import MissingPlan
 from mmlib.training import TrainConfig, fit, load, predict, save

@@ -1189,7 +1189,8 @@ def verdict(names: set[str], call: Callable[[], Any]) -> str:
 
 NOT_CALLED = {  # public, and why there is no case
     "checks": "the checker itself, see tests/test_checks.py",
-    "methods._presets": "a base of methods", "methods._data_checks": "checks", "methods._score_table": "what a method keeps",
+    "methods._presets": "a base of methods", "methods._data_checks": "checks",
+    "methods._score_table": "what a method keeps",
     "Assessed": "a record", "Contributions": "a record", "Diagnosis": "a record", "Encoded": "a record",
     "History": "a record", "Interval": "a record", "Output": "a record", "State": "a record", "Truth": "a record",
     "Evaluator": "its subclasses are called", "cache_folder": "no arguments", "names": "no arguments",

@@ -27,7 +27,7 @@ from scipy import optimize, stats
 from .checks import Number, shown
 from .metrics import Interval
 
-__all__ = ["equivalent", "holm", "p_value", "paired_interval"]
+__all__ = ["detectable", "equivalent", "holm", "p_value", "paired_interval"]
 
 LEVEL = Number(above=0, below=1)
 
@@ -74,6 +74,20 @@ def equivalent(ours: Any, theirs: Any, band: float, level: float = 0.95) -> bool
     Number(above=0.5, below=1)("level", level)
     found = paired_interval(ours, theirs, 2 * level - 1)
     return bool(-band < found.low and found.high < band)  # a comparison with NaN is False
+
+
+def detectable(ours: Any, theirs: Any, power: float = 0.8, level: float = 0.95) -> float:
+    """The smallest true difference whose interval at ``level`` leaves out 0 with probability ``power``, about.
+
+    To the half width of `paired_interval` it adds that of the one-sided error 1 - power, with the variances that these
+    data show: what such a design could have seen, whatever it did see. NaN for one seed.
+
+    power : in (0.5, 1)
+    """
+    LEVEL("level", level)
+    Number(above=0.5, below=1)("power", power)
+    half = _half_width(_differences(ours, theirs))
+    return math.nan if half is None else half(1 - level) + half(2 * (1 - power))
 
 
 def holm(p: Any) -> np.ndarray:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from book.support import results
+from book.support import results, verdicts
 from mmlib import metrics
 from mmlib.metrics import Interval
 
@@ -91,6 +91,13 @@ SCORES = {
 }
 
 
+def _jackknife(parts: np.ndarray, kind: Score) -> np.ndarray:
+    """Pseudo-values [n] of a score of the sums of ``parts`` [n, C], moved so that their mean is the score."""
+    total, n = parts.sum(0), len(parts)
+    values = n * kind.score(total) - (n - 1) * kind.score(total - parts)
+    return values + kind.score(total) - values.mean()
+
+
 class Stored:
     """The rows of ``cells`` in the results file ``path``, as far as they are there, in one metric of `SCORES`.
 
@@ -119,6 +126,7 @@ class Stored:
         self._shares: dict[tuple[str, tuple[str, ...]], np.ndarray | None] = {}
         self._compared: dict[Any, Interval] = {}
         self._arrays: dict[str, dict[str, np.ndarray]] = {}
+        self._pseudo: dict[tuple[str, tuple[str, ...]], np.ndarray | None] = {}
         self._weights: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}  # of seeds and samples, resampled
         self._drawn: dict[tuple[int, str, str], np.ndarray] = {}  # a run's score in every resample
 
@@ -258,6 +266,41 @@ class Stored:
         differences = differences[np.isfinite(differences)]
         low, high = np.quantile(differences, [0.025, 0.975]) if len(differences) else (math.nan, math.nan)
         return Interval(float(gaps[0].mean()), float(low), float(high), seeds, n)
+
+    def pair(
+        self, label: str, ours: Label, theirs: Label, conditions: str | Sequence[str] | None = None, **options: Any
+    ) -> verdicts.Comparison:
+        """Two cells as a comparison for `verdicts.judge`, paired by seed and test sample; options: its other fields.
+
+        A metric that is no mean over samples enters by its pseudo-values (the jackknife's); without stored
+        predictions there is one score a seed.
+        """
+        kind = SCORES[self.metric]
+        options = {"metric": self.metric, "lower": kind.lower, "percent": kind.percent, **options}
+        one = dict(zip(self.seeds[ours], self.keys[ours], strict=True))
+        two = dict(zip(self.seeds[theirs], self.keys[theirs], strict=True))
+        both = [s for s in one if s in two and self._of(one[s], conditions) and self._of(two[s], conditions)]
+        if not both:
+            return verdicts.compare(label, None, None, **options)
+        values = [[self._by_sample(keys[s], conditions) for s in both] for keys in (one, two)]
+        if len({None if v is None else v.shape for side in values for v in side}) != 1 or values[0][0] is None:
+            scores = self.scores(ours, conditions), self.scores(theirs, conditions)
+            values = [[np.array([side[s]]) for s in both] for side in scores]
+        return verdicts.compare(label, np.stack(values[0]), np.stack(values[1]), **options)
+
+    def _by_sample(self, key: str, conditions: str | Sequence[str] | None) -> np.ndarray | None:
+        """A run's pseudo-values [samples], whose mean is its score over the conditions; None without predictions."""
+        asked = self._of(key, conditions) or ()
+        name = (key, asked)
+        if name not in self._pseudo:
+            try:
+                kept = self._kept(key)
+            except FileNotFoundError:
+                self._pseudo[name] = None
+            else:
+                found = np.mean([_jackknife(self._parts(kept, t), SCORES[self.metric]) for t in asked], axis=0)
+                self._pseudo[name] = found if np.isfinite(found).all() else None
+        return self._pseudo[name]
 
     def _kept(self, key: str) -> dict[str, np.ndarray]:
         if key not in self._arrays:

@@ -1,0 +1,108 @@
+"""Sphinx extension: a built page tells the story, and one switch shows all code (book/_static/code.js).
+
+The pages' code stays as it is. Here it is only marked, for the style sheet to hide until the switch is on:
+
+- the input of cells tagged ``parameters``, ``opening``, ``hide-input`` or ``hide-cell`` (of the last the output too);
+- in every other cell the lines that a reader of the story has no use for: asserts, ``chapter.source(...)``, whose
+  output is what is shown, and blocks of nothing else. They are given the class of emphasised lines, ``hll``.
+
+Marks for tools at the end of a line (noqa, fmt, type: ignore) are taken off. A cell tagged ``opening`` moves in front
+of the parameters, below the title.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from typing import Any
+
+from docutils import nodes
+from sphinx.transforms import SphinxTransform
+
+__all__ = ["Story", "hidden_lines", "setup"]
+
+PLUMBING = {"parameters", "opening", "hide-input", "hide-cell"}
+MARKS = re.compile(r"[ \t]*# (?:noqa|fmt|type: ignore|pragma)\b[^\n]*")
+
+
+def hidden_lines(source: str) -> set[int]:
+    """The lines (from 1) of a cell's ``source`` that the story leaves out; none of a cell that is not plain Python."""
+    try:
+        tree = ast.parse(source)
+    except SyntaxError:  # magics
+        return set()
+    return {
+        line
+        for statement in _outermost(tree.body)
+        for line in range(statement.lineno, (statement.end_lineno or statement.lineno) + 1)
+    }
+
+
+def _outermost(body: list[ast.stmt]) -> list[ast.stmt]:
+    found = []
+    for statement in body:
+        if _is_plumbing(statement):
+            found.append(statement)
+        elif isinstance(statement, (ast.If, ast.For, ast.With)):
+            found += _outermost(statement.body)
+            found += _outermost(getattr(statement, "orelse", []))
+    return found
+
+
+def _is_plumbing(statement: ast.stmt) -> bool:
+    if isinstance(statement, ast.Assert):
+        return True
+    if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call):
+        return ast.unparse(statement.value.func) == "chapter.source"
+    if isinstance(statement, (ast.If, ast.For, ast.With)):
+        return all(map(_is_plumbing, [*statement.body, *getattr(statement, "orelse", [])]))
+    return False
+
+
+class Story(SphinxTransform):
+    """Mark code and move the opening; see the module."""
+
+    default_priority = 400
+
+    def apply(self, **options: Any) -> None:
+        cells = [n for n in self.document.findall(nodes.container) if n.get("nb_element") == "cell_code"]
+        for cell in cells:
+            tags = set(cell.get("cell_metadata", {}).get("tags", []))
+            if tags & PLUMBING:
+                cell["classes"].append("mm-plumbing-all" if "hide-cell" in tags else "mm-plumbing")
+                cell.attributes.pop("hide_mode", None)
+            for block in self._inputs(cell):
+                self._mark(cell, block)
+        self._move_opening(cells)
+
+    @staticmethod
+    def _inputs(cell: nodes.container) -> list[nodes.literal_block]:
+        inputs = [n for n in cell.children if isinstance(n, nodes.container) and "cell_input" in n["classes"]]
+        return [block for n in inputs for block in n.findall(nodes.literal_block)]
+
+    @staticmethod
+    def _mark(cell: nodes.container, block: nodes.literal_block) -> None:
+        text = MARKS.sub("", block.rawsource or block.astext())
+        block.rawsource = text
+        block.children = []
+        block += nodes.Text(text)
+        hidden = hidden_lines(text)
+        lines = {i for i, line in enumerate(text.splitlines(), 1) if line.strip() and not line.lstrip().startswith("#")}
+        if hidden >= lines and "mm-plumbing" not in cell["classes"]:
+            cell["classes"].append("mm-plumbing")
+        elif hidden:
+            block["highlight_args"] = {**block.get("highlight_args", {}), "hl_lines": sorted(hidden)}
+
+    @staticmethod
+    def _move_opening(cells: list[nodes.container]) -> None:
+        tagged = {tag: c for c in cells for tag in c.get("cell_metadata", {}).get("tags", [])}
+        opening, parameters = tagged.get("opening"), tagged.get("parameters")
+        if opening is not None and parameters is not None and opening.parent is parameters.parent:
+            parent = opening.parent
+            parent.remove(opening)
+            parent.insert(parent.index(parameters), opening)
+
+
+def setup(app: Any) -> dict[str, bool]:
+    app.add_transform(Story)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -16,7 +16,7 @@ export PYTHONUNBUFFERED := 1
 unexport MPLBACKEND
 
 NBVAL := --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg
-CHAPTER_FOLDERS := book/foundations book/methods
+CHAPTER_FOLDERS := $(sort $(dir $(wildcard book/*/*.ipynb)))
 SPREAD := -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
 .PHONY: help book html refresh test quick kernels lint bench clean setup

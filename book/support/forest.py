@@ -1,4 +1,4 @@
-"""Comparisons as a picture: effect and interval on a line, the band of equivalence shaded, the verdict in colour and shape."""
+"""Comparisons as a picture: effect and interval on a line, the band of equivalence, the verdict in colour and shape."""
 
 from __future__ import annotations
 
@@ -95,7 +95,12 @@ def _limits(part: pd.DataFrame) -> tuple[float, float]:
 
 
 def _line(ax: Axes, y: int, row: Any, figures: bool) -> None:
-    beside = {"xycoords": ax.get_yaxis_transform(), "textcoords": "offset points", "va": "center", "fontsize": 10}
+    beside: dict[str, Any] = {
+        "xycoords": ax.get_yaxis_transform(),
+        "textcoords": "offset points",
+        "va": "center",
+        "fontsize": 10,
+    }
     if row["verdict"] == "not run":
         ax.annotate("not run", (1, y), (8, 0), color="#555555", **beside)
     else:
@@ -106,7 +111,9 @@ def _line(ax: Axes, y: int, row: Any, figures: bool) -> None:
         face = colour if filled else "none"
         ax.plot(row["effect"], y, marker, color=colour, mfc=face, mew=1.6, ms=7.5 if marker != "s" else 7)
         if figures:
-            ax.annotate(f"{verdicts.effect(row, unit=False)}  {row['verdict']}", (1, y), (8, 0), color="#2b2b2b", **beside)
+            ax.annotate(
+                f"{verdicts.effect(row, unit=False)}  {row['verdict']}", (1, y), (8, 0), color="#2b2b2b", **beside
+            )
     if math.isfinite(row["paper"]):
         ax.plot(row["paper"], y, "D", color=PAPER, mfc="none", mew=1.6, ms=6)
 
@@ -118,7 +125,9 @@ def _key(figure: Any, judged: pd.DataFrame) -> None:
     handles = []
     for word, (colour, marker, filled) in LOOKS.items():
         if (judged["verdict"] == word).any():
-            handles.append(Line2D([], [], color=colour, marker=marker, mfc=colour if filled else "none", mew=1.6, lw=2, label=word))
+            handles.append(
+                Line2D([], [], color=colour, marker=marker, mfc=colour if filled else "none", mew=1.6, lw=2, label=word)
+            )
     if judged["exploratory"].any():
         handles.append(Line2D([], [], color="#555555", ls=(0, (2, 1.5)), lw=2, label="exploratory (few seeds)"))
     if judged["paper"].notna().any():

@@ -282,8 +282,9 @@ class Stored:
         both = [s for s in one if s in two and self._of(one[s], conditions) and self._of(two[s], conditions)]
         if not both:
             return verdicts.compare(label, None, None, **options)
-        values = [[self._by_sample(keys[s], conditions) for s in both] for keys in (one, two)]
-        if len({None if v is None else v.shape for side in values for v in side}) != 1 or values[0][0] is None:
+        found = [[self._by_sample(keys[s], conditions) for s in both] for keys in (one, two)]
+        values = [[x for x in side if x is not None] for side in found]
+        if len({x.shape for side in values for x in side}) != 1 or any(len(side) != len(both) for side in values):
             scores = self.scores(ours, conditions), self.scores(theirs, conditions)
             values = [[np.array([side[s]]) for s in both] for side in scores]
         return verdicts.compare(label, np.stack(values[0]), np.stack(values[1]), **options)

@@ -13,7 +13,7 @@ import hashlib
 import html
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -74,7 +74,8 @@ def show(
     index : whether the labels of the rows are shown
     drop_not_run : leave out rows and columns of results in which nothing was run, and name them in the note
 
-    Raises ValueError for another source, ``by`` or best, and for labels that occur twice. The same frame gives the same HTML.
+    Raises ValueError for another source, ``by`` or best, and for labels that occur twice. The same
+    frame gives the same HTML.
     """
     if source not in {"", *BADGES}:
         raise ValueError(f"source: expected one of {sorted(BADGES)}, got {source!r}")
@@ -161,7 +162,7 @@ def _text(value: Any, form: Format) -> str:
     if isinstance(value, (bool, np.bool_)):
         return "yes" if value else "no"
     if isinstance(value, (int, np.integer)):
-        return f"{value:,d}".replace(",", "\u202f") if abs(value) >= 10_000 else str(value)
+        return f"{int(value):,d}".replace(",", "\u202f") if abs(int(value)) >= 10_000 else str(value)
     if isinstance(value, (float, np.floating)):
         return _number(float(value), form)
     return str(value)
@@ -206,15 +207,16 @@ def _is_not_run(cell: Any) -> bool:
 
 def _without_not_run(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     """Without the rows and columns whose results were all not run, and their names."""
-    missing = np.array([[_is_not_run(cell) for cell in row] for row in frame.itertuples(index=False, name=None)])
+    missing = frame.map(_is_not_run).to_numpy()
     if not missing.size or not missing.any() or missing.all():
         return frame, []
-    results = missing.any(0) | np.array(
-        [any(isinstance(cell, Interval) for cell in frame.iloc[:, j]) for j in range(frame.shape[1])]
-    )
-    rows, columns = missing[:, results].all(1), missing.all(0)
-    names = [_label(name) for name in [*frame.index[rows], *frame.columns[columns]]]
-    return frame.loc[~rows, ~columns], names
+    results = missing.any(axis=0) | frame.map(lambda cell: isinstance(cell, Interval)).any(axis=0).to_numpy()
+    rows, columns = missing[:, results].all(axis=1), missing.all(axis=0)
+    left_out = [*np.flatnonzero(rows)], [*np.flatnonzero(columns)]
+    names = [
+        _label(axis[i]) for axis, places in zip((frame.index, frame.columns), left_out, strict=True) for i in places
+    ]
+    return frame.iloc[np.flatnonzero(~rows), np.flatnonzero(~columns)], names
 
 
 def _label(name: Any) -> str:
@@ -243,7 +245,7 @@ def _body(texts: pd.DataFrame, marked: np.ndarray, frame: pd.DataFrame, index: b
     classes = pd.DataFrame(kinds, index=texts.index, columns=texts.columns)
     name = hashlib.blake2b(texts.to_csv().encode(), digest_size=6).hexdigest()  # Styler's own is random
     styler = texts.style.set_uuid(name).set_table_attributes('class="mm-table"').set_td_classes(classes)
-    styler = styler.format(_inline)
+    styler = styler.format(lambda text: _inline(str(text)))
     for axis in (0, 1):
         styler = styler.format_index(lambda label: _inline(str(label)), axis=axis)
     if not index:

@@ -62,7 +62,7 @@ def _inked(markup: str, alt: str) -> str:
                 body,
             )
     body = re.sub(r"(<text style=\"(?![^\"]*fill:))", r"\1fill: currentColor; ", body)
-    width, height = (float(x) for x in re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', body).groups())
+    width, height = (float(x) for x in re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', body)[0])
     head = (
         f'<svg role="img" aria-label="{html.escape(alt)}" viewBox="0 0 {width:g} {height:g}" '
         f'style="width:{width * 110 / 72:.0f}px;max-width:100%;height:auto" '

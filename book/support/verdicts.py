@@ -82,7 +82,7 @@ def judge(comparisons: Iterable[Comparison]) -> pd.DataFrame:
     """
     pairs = list(comparisons)
     raw = [math.nan if c.ours is None else statistics.p_value(c.ours, c.theirs) for c in pairs]
-    adjusted = statistics.holm(raw) if pairs else []
+    adjusted = statistics.holm(np.array(raw, float))
     return pd.DataFrame([_judged(c, p) for c, p in zip(pairs, adjusted, strict=True)])
 
 
@@ -156,17 +156,27 @@ def tally(judged: pd.DataFrame) -> str:
     return ", ".join(parts)
 
 
-def table(judged: pd.DataFrame, caption: str, note: str = "", fold: bool = False, source: str = "stored") -> tables.Table:
+def table(
+    judged: pd.DataFrame, caption: str, note: str = "", fold: bool = False, source: str = "stored"
+) -> tables.Table:
     """The numbers of `judge` as a rendered table: effect, interval, seeds, the smallest detectable effect, verdict."""
     ran = judged[judged["verdict"] != "not run"]
-    left_out = [r["label"] if not r["group"] else f"{r['group']}: {r['label']}" for _, r in judged.iterrows() if r["verdict"] == "not run"]
+    left_out = [
+        r["label"] if not r["group"] else f"{r['group']}: {r['label']}"
+        for _, r in judged.iterrows()
+        if r["verdict"] == "not run"
+    ]
     shown = pd.DataFrame(
         {
             "": [r["label"] for _, r in ran.iterrows()],
             **({"on": list(ran["group"])} if ran["group"].any() else {}),
             **({"metric": list(ran["metric"])} if ran["metric"].nunique() > 1 else {}),
             "difference [95 %]": [effect(r) for _, r in ran.iterrows()],
-            **({"paper": [None if math.isnan(x) else float(x) for x in ran["paper"]]} if ran["paper"].notna().any() else {}),
+            **(
+                {"paper": [None if math.isnan(x) else float(x) for x in ran["paper"]]}
+                if ran["paper"].notna().any()
+                else {}
+            ),
             "p (Holm)": ["–" if math.isnan(p) else "< .001" if p < 0.001 else f"{p:.3f}" for p in ran["p"]],
             "seeds": list(ran["seeds"]),
             "detectable": [_size(r) for _, r in ran.iterrows()],
@@ -174,8 +184,16 @@ def table(judged: pd.DataFrame, caption: str, note: str = "", fold: bool = False
         }
     )
     words = [note, f"Not run: {', '.join(left_out)}." if left_out else ""]
-    return tables.show(shown, caption, source=source, formats="+.2f", index=False, note=" ".join(filter(None, words)), fold=fold)
+    return tables.show(
+        shown, caption, source=source, formats="+.2f", index=False, note=" ".join(filter(None, words)), fold=fold
+    )
 
 
 def _size(row: Any) -> str:
-    return "–" if math.isnan(row["detectable"]) else f"{row['detectable']:.1f}" if row["percent"] else f"{row['detectable']:.3f}"
+    return (
+        "–"
+        if math.isnan(row["detectable"])
+        else f"{row['detectable']:.1f}"
+        if row["percent"]
+        else f"{row['detectable']:.3f}"
+    )

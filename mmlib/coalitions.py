@@ -20,11 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from .batch import BATCH, MultimodalBatch, per_frame
-from .checks import Array, Device, Flag, Function, Is, Maybe, Named, Number, OneOf, Whole
-from .layers import scoring
+from .checks import Array, Device, Flag, Function, Is, Maybe, Named, Number, OneOf, Text, Whole
+from .layers import SharedBatch, scoring
 
 __all__ = [
     "MAX_EXACT",
+    "VALUE",
+    "Pairs",
     "accuracy_values",
     "coalition_logits",
     "coalition_masks",
@@ -34,6 +36,7 @@ __all__ = [
     "permutation_shapley",
     "prediction_accuracy_score",
     "prediction_shift_score",
+    "prediction_value",
     "scoring",
     "shapley_values",
     "shapley_weights",
@@ -282,6 +285,67 @@ def discrete_predictions(logits: Tensor, regression: bool, how: str = "sign_ge",
     return score.clamp(-3, 3).round().long()
 
 
+VALUE = Maybe(OneOf("accuracy", "tolerance", "dice", "iou"))
+
+
+def prediction_value(logits: Tensor, target: Tensor, kind: str | None = None, tolerance: float = 0.5) -> Tensor:
+    """f_acc of MCE Eq. 4: the value of a prediction, in [0, 1]; logits [B, K] or [B, K, ...] -> [B].
+
+    kind : "accuracy" (0/1; for a segmentation the fraction of right places, for a bool target [B, K] that of right
+        labels), "tolerance" (scores: 1 where the error is at most ``tolerance``), "dice" or "iou" (segmentation: mean
+        over the classes 1, ..., K - 1, or of the one class where K = 1; a class that neither has is 1). Default:
+        tolerance for float targets, accuracy for classes and labels, dice for a segmentation
+
+    Raises ValueError for an unknown kind, or one that does not fit the target.
+    """
+    Array("float", "[B, ...]")("logits", logits)
+    Array("bool integer float", "[B, ...]")("target", target)
+    Number(0)("tolerance", tolerance)
+    Maybe(Text)("kind", kind)
+    kind = kind or _kind_for(target)
+    if kind == "tolerance":
+        if not target.is_floating_point() or logits.shape != (*target.shape, 1):
+            raise ValueError(
+                f"value: 'tolerance' expects float scores [B] and logits [B, 1], got {target.dtype} "
+                f"{tuple(target.shape)} and {tuple(logits.shape)}"
+            )
+        return ((logits[..., 0] - target).abs() <= tolerance).to(logits.dtype)
+    if kind not in ("accuracy", "dice", "iou"):
+        raise ValueError(f"kind, value: expected 'accuracy', 'tolerance', 'dice' or 'iou', got {kind!r}")
+    if target.dtype == torch.bool:
+        if kind != "accuracy" or logits.shape != target.shape or target.ndim != 2:
+            raise ValueError(
+                f"value: bool labels expect 'accuracy' and logits [B, K] like them, got {kind!r}, "
+                f"{tuple(logits.shape)} and {tuple(target.shape)}"
+            )
+        return ((logits > 0) == target).to(logits.dtype).mean(-1)
+    if (logits.shape[:1] + logits.shape[2:]) != target.shape or (target.is_floating_point() and kind == "accuracy"):
+        raise ValueError(
+            f"value: {kind!r} expects classes {(*target.shape[:1], *logits.shape[2:])} for logits "
+            f"{tuple(logits.shape)}, got {target.dtype} {tuple(target.shape)}"
+        )
+    binary = logits.shape[1] == 1
+    found = (logits[:, 0] > 0).long() if binary else logits.argmax(1)
+    if kind == "accuracy":
+        return (found == target).to(logits.dtype).reshape(len(logits), -1).mean(-1)
+    if target.ndim < 2:
+        raise ValueError(f"value: {kind!r} expects a segmentation target [B, ...], got {tuple(target.shape)}")
+    classes = torch.arange(1, 2 if binary else logits.shape[1], device=logits.device)[:, None]
+    ours = found.flatten(1)[:, None] == classes  # [B, K - 1, places]
+    true = target.flatten(1)[:, None] == classes
+    both, either = (ours & true).sum(-1), (ours | true).sum(-1)
+    score = both / either.clamp_min(1)
+    if kind == "dice":
+        score = 2 * both / (both + either).clamp_min(1)
+    return torch.where(either == 0, 1, score).mean(-1).to(logits.dtype)
+
+
+def _kind_for(target: Tensor) -> str:
+    if target.dtype == torch.bool:
+        return "accuracy"
+    return "dice" if target.ndim > 1 else "tolerance" if target.is_floating_point() else "accuracy"
+
+
 def accuracy_values(
     logits: Tensor,
     target: Tensor,
@@ -428,6 +492,52 @@ def coalition_rows(
         return _Rows(model, batch, absent, nothing=False, encodings=encodings).logits(row, members)
     except IndexError as error:
         raise ValueError(f"row: expected places in [0, {len(batch)}) ({error})") from error
+
+
+# --- pairs of a sample and a coalition of what it has ----------------------------------------------------------------
+
+
+class Pairs:
+    """Pairs of a sample n and a subset S, not empty, of its modalities M_n. MCE Eq. 10.
+
+    row int64 [R] and members bool [R, M]: n and S. dropped bool [R, M]: M_n without S. ``full`` [B] says where each
+    sample's own full set stands (a sample with nothing has the pair with the empty set, which no loss counts).
+
+    chosen : bool [2**M], the subsets that the losses count, of those that occur in the batch; or None for none
+    """
+
+    def __init__(self, present: Tensor, shared: SharedBatch, chosen: Tensor | None):
+        B, M = present.shape
+        self.shared, self.size, self.own = shared, (B, 2**M), self.code_of(present)
+        feasible, full = self.feasible(present), torch.arange(2**M, device=present.device)[:, None] == self.own
+        self.chosen = torch.zeros_like(feasible[:, 0]) if chosen is None else chosen  # S_batch
+        counted = feasible & self.chosen[:, None]
+        self.code, self.row = (counted | full).nonzero().unbind(-1)
+        self.counted, self.is_full = counted[self.code, self.row], full[self.code, self.row]
+        self.members = (self.code[:, None] >> torch.arange(M, device=present.device)) & 1 == 1
+        self.dropped = present[self.row] & ~self.members
+        places = torch.arange(len(self.code), device=present.device)
+        self.full = places.new_zeros(B).index_copy(0, self.row[self.is_full], places[self.is_full])
+
+    @staticmethod
+    def code_of(masks: Tensor) -> Tensor:
+        """The number of a subset: bool [..., M] -> int64 [...]."""
+        return (masks.long() << torch.arange(masks.shape[-1], device=masks.device)).sum(-1)
+
+    @classmethod
+    def feasible(cls, present: Tensor) -> Tensor:
+        """Which subsets each sample has: bool [B, M] -> [2**M, B]."""
+        codes = torch.arange(2 ** present.shape[-1], device=present.device)[:, None]
+        return ((codes & ~cls.code_of(present)) == 0) & (codes > 0)
+
+    def weights(self) -> Tensor:
+        """The weight [R] of each pair in a mean over the subsets and, within one, over its samples. Eqs. 11 and 13."""
+        samples = torch.zeros(self.size[1], device=self.row.device).index_add_(0, self.code, self.counted.float())
+        return self.counted / (self.shared.count(samples)[self.code] * self.chosen.sum().clamp_min(1))
+
+    def table(self, values: Tensor) -> Tensor:
+        """Values [R] of the pairs as v_n(S) [B, 2**M], zero for the empty set and where there is no pair."""
+        return values.new_zeros(self.size).index_put((self.row, self.code), values * (self.code > 0))
 
 
 def _check_call(model: Any, batch: Any, absent: Any, encodings: Any) -> None:

@@ -24,6 +24,7 @@ from mmlib.coalitions import (
     permutation_shapley,
     prediction_accuracy_score,
     prediction_shift_score,
+    prediction_value,
     scoring,
     shapley_values,
     subset_predictions,
@@ -752,3 +753,28 @@ def test_errors_of_coalition_logits():
         coalition_logits(model, batch, coalition_masks(3), absent="mean")
     with pytest.raises(ValueError, match="max_rows"):
         coalition_logits(model, batch, coalition_masks(3), max_rows=0)
+
+
+def test_values_of_the_tasks():
+    logits = torch.tensor([[2.0, 1], [0, 1]])
+    assert prediction_value(logits, torch.tensor([0, 0])).tolist() == [1, 0]
+    scores = torch.tensor([[1.0], [1.0], [1.0]])
+    assert prediction_value(scores, torch.tensor([1.5, 1.51, 0.4])).tolist() == [1, 0, 0]
+    assert prediction_value(scores, torch.tensor([1.5, 1.51, 0.4]), tolerance=1.0).tolist() == [1, 1, 1]
+    said = torch.tensor([[0, 1, 1, 2]])  # against 0 1 2 2: class 1 dice 2/3, iou 1/2; class 2 the same
+    logits = nn.functional.one_hot(said, 4).movedim(-1, 1).float()
+    target = torch.tensor([[0, 1, 2, 2]])
+    assert prediction_value(logits, target).item() == pytest.approx((2 / 3 + 2 / 3 + 1) / 3)  # class 3: neither has it
+    assert prediction_value(logits, target, "iou").item() == pytest.approx((1 / 2 + 1 / 2 + 1) / 3)
+    assert prediction_value(logits, target, "accuracy").item() == pytest.approx(3 / 4)
+    binary = torch.tensor([[[1.0, 1, -1, -1]]])
+    assert prediction_value(binary, torch.tensor([[1, 0, 0, 1]]), "iou").item() == pytest.approx(1 / 3)
+    assert prediction_value(binary, torch.tensor([[1, 0, 0, 1]]), "dice").item() == pytest.approx(1 / 2)
+    with pytest.raises(ValueError, match="'tolerance' expects float"):
+        prediction_value(logits, target, "tolerance")
+    with pytest.raises(ValueError, match="expects classes"):
+        prediction_value(logits, target[:, :3], "dice")
+    with pytest.raises(ValueError, match="segmentation target"):
+        prediction_value(torch.zeros(2, 3), torch.zeros(2, dtype=torch.long), "dice")
+    with pytest.raises(ValueError, match="'accuracy', 'tolerance'"):
+        prediction_value(logits, target, "f1")

@@ -189,7 +189,7 @@ METHODS: dict[str, Any] = {
     "mce": _mce,
     "mce-released": lambda t, v: MCE(
         GenericBackbone.for_data(t, width=32),
-        reading="released",
+        preset="released",
         single_loss="present",
         upper_source="current",
         hidden=32,
@@ -261,7 +261,7 @@ def test_methods_name_targets_that_they_do_not_take(splits: tuple[MultimodalData
     backbone = GenericBackbone.for_data(train, width=8)
     with pytest.raises(ValueError, match="target: PMR expects integer classes .*the sample's one class"):
         PMR(backbone, 3).train()(train[:8])
-    released = MCE(backbone, reading="released", state_factor=False, present=train.present, attention_heads=2)
+    released = MCE(backbone, preset="released", state_factor=False, present=train.present, attention_heads=2)
     with pytest.raises(ValueError, match="single_loss: 'released' gives missing samples the class 0"):
         released.train()(train[:8])
     classes = train.data.replace(target=train.data.target.long().argmax(-1))  # type: ignore[union-attr]

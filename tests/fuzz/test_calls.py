@@ -32,7 +32,11 @@ from mmlib.batch import MultimodalBatch, MultimodalDataset, frame_axis, per_fram
 from mmlib.data import avmnist, conversations, iemocap, mfeat, mmsa, synthetic, text
 from mmlib.data import dialogue as dialogue_files
 from mmlib.methods import balm, dear, dream, mce
+<<<<<<< HEAD
 from mmlib.methods.released import dream as other_dream
+=======
+from mmlib.methods.released import mce as released_mce
+>>>>>>> 8ddb2c8 (MCE: the paper's equations in 450 lines; the release and other interpretations in released/mce.py; models of one modality and completed backbones beside the backbones)
 from mmlib.missing import MissingMask, MissingPlan
 from mmlib.training import TrainConfig
 
@@ -469,7 +473,7 @@ case("mce.prediction_value", mce.prediction_value, lambda: dict(logits=R(5, 3), 
      tolerance=0.5),
      logits=L, target=lambda good: [None, "x", 3, [1], good[:-1], good.float()], kind=lambda good: ["no such", 3, []],
      tolerance=STRENGTH)
-case("mce.released_shapley", mce.released_shapley, lambda: dict(counts=R(2, 8), players=3),
+case("released.mce.released_shapley", released_mce.released_shapley, lambda: dict(counts=R(2, 8), players=3),
      counts=lambda good: [*P(good), good[..., :3], good[0, 0]], players=lambda good: ["3", 0, 2, 1.5])
 case("mce.UpperBounds", mce.UpperBounds, lambda: dict(table=torch.rand(4, 2), ids=torch.arange(4), modalities=("a",
      "b")),
@@ -494,10 +498,10 @@ case("mce.CompletedBackbone", mce.CompletedBackbone,
      reconstruction=thing)
 HEADS = lambda good: ["x", 3, {"a": 3}, {"audio": net()}]
 case("mce.MCE", mce.MCE,
-     lambda: dict(backbone=net(), upper=bounds(), reading="paper",
+     lambda: dict(backbone=net(), upper=bounds(), preset="paper",
                   heads={m: net().make_decoder(4) for m in NAMES}, present=train().present, attention_heads=2,
                   hidden=4),
-     backbone=thing, upper=lambda good: ["x", 3, {}, R(3, 2)], reading=choice, heads=HEADS,
+     backbone=thing, upper=lambda good: ["x", 3, {}, R(3, 2)], preset=choice, heads=HEADS,
      present=lambda good: ["x", 3, [True], good.float(), good[:, :2], ~good], attention_heads=POSITIVE, hidden=POSITIVE)
 case("mce.MCE.for_data", mce.MCE.for_data,
      lambda: dict(backbone=net(), train=train(), valid=splits()["valid"], config=ONCE, attention_heads=2, hidden=4),
@@ -1045,6 +1049,7 @@ CONFIGURATIONS: dict[type, dict[str, Any]] = {
     missing.plan.PerClass: {"kind": "per_class", "counts": {"a": 1}},
     missing.plan.AtRandom: {"kind": "mar", "rates": 0.3, "on": "a"},
     mce.MCEConfig: {},
+    released_mce.ReleasedMCEConfig: {},
     balm.BALMConfig: {},
     dear.DEARConfig: {"feature_shapes": SHAPES},
     dream.DREAMConfig: {"feature_shapes": SHAPES, "outputs": 4},

@@ -4,5 +4,6 @@ Subclasses of the papers' classes, each with its own options and presets (see ``
 """
 
 from .dream import OtherDREAM
+from .mce import ReleasedMCE
 
-__all__ = ["OtherDREAM"]
+__all__ = ["OtherDREAM", "ReleasedMCE"]

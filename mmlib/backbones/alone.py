@@ -1,0 +1,161 @@
+"""Models of one modality alone, frozen after a training of their own, and which samples they get right."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..batch import DATASET, MultimodalBatch, MultimodalDataset
+from ..checks import Array, Is, Named, Number, Several, Text, Whole
+from ..coalitions import VALUE, prediction_value
+from ..layers import scoring
+from .base import Backbone, pretrain
+
+__all__ = ["Alone", "UpperBounds", "values_alone"]
+
+
+class Alone(nn.Module):
+    """The frozen model of one modality: a copy of a backbone's encoder, and a decoder of its own."""
+
+    def __init__(self, backbone: Backbone, name: str, head: nn.Module):
+        super().__init__()
+        self.backbone, self.head, self.name = copy.deepcopy(backbone), copy.deepcopy(head), name
+
+    def forward(self, batch: MultimodalBatch) -> Tensor:
+        """Logits of samples that all have the modality."""
+        return self.head(self.backbone.encode_modality(self.name, batch.features[self.name], batch.valid[self.name]))
+
+
+def values_alone(
+    model: nn.Module, data: MultimodalDataset, name: str, value: str | None, tolerance: float, batch_size: int = 1024
+) -> Tensor:
+    """The value of each sample to the model of one modality, [n]; 0 for the samples that do not have it."""
+    own, device = data.select([name]), next(model.parameters()).device
+    column = torch.zeros(len(data))
+    with scoring(model):
+        for rows in data.present[:, data.modalities.index(name)].nonzero()[:, 0].split(batch_size):
+            batch = own[rows].to(device)
+            output = model(batch)
+            logits = getattr(output, "logits", output)
+            values = prediction_value(logits, batch.target, value, tolerance)  # type: ignore[arg-type]
+            column[rows.cpu()] = values.float().cpu()
+    return column
+
+
+def _having(data: MultimodalDataset, name: str) -> MultimodalDataset | None:
+    """One modality of the samples that have it; None where there is none."""
+    rows = data.present[:, data.modalities.index(name)].nonzero()[:, 0]
+    return data.select([name]).subset(rows) if len(rows) else None
+
+
+class UpperBounds(nn.Module):
+    """U of MCE Eq. 6, as a table: which training sample the frozen model of each modality alone gets right.
+
+    The models are frozen, so their predictions for a training sample never change: they run once, before the training,
+    and a step only looks rows up.
+
+    table : float [n, M] in [0, 1]
+    ids : int64 [n], all different
+    modalities : the names of the columns
+    """
+
+    table: Tensor
+    ids: Tensor
+
+    def __init__(self, table: Tensor, ids: Tensor, modalities: tuple[str, ...]):
+        super().__init__()
+        Array("float", "[n, M]")("table", table)
+        Array("integer", "[n]")("ids", ids)
+        Several(Text, 1)("modalities", modalities)
+        if table.shape != (len(ids), len(modalities)) or not len(ids):
+            raise ValueError(
+                f"table: expected [{len(ids)}, {len(modalities)}], a row a sample and a column a modality, "
+                f"got {tuple(table.shape)}"
+            )
+        if not bool(((table >= 0) & (table <= 1)).all()):
+            raise ValueError("table: expected values in [0, 1]")
+        order = ids.argsort()
+        if len(ids) > 1 and bool((ids[order][1:] == ids[order][:-1]).any()):
+            raise ValueError("ids: expected different ids, some occur twice")
+        self.modalities = tuple(modalities)
+        self.register_buffer("table", table[order].to(torch.get_default_dtype()))
+        self.register_buffer("ids", ids[order].long())
+
+    @classmethod
+    def from_models(
+        cls,
+        models: Mapping[str, nn.Module],
+        data: MultimodalDataset,
+        *,
+        value: str | None = None,
+        tolerance: float = 0.5,
+        batch_size: int = 1024,
+    ) -> UpperBounds:
+        """The table of ``data`` (the training split) from one trained model a modality.
+
+        models : name -> a method or backbone of that modality alone; left in the mode they were in
+        value, tolerance : as in `prediction_value`
+
+        Raises ValueError for models of other modalities than the data's, or data without target.
+        """
+        Named(Is("an nn.Module", nn.Module))("models", models)
+        VALUE("value", value)
+        Number(0)("tolerance", tolerance)
+        Whole(1)("batch_size", batch_size)
+        if set(models) != set(DATASET("data", data).modalities):
+            raise ValueError(f"models: expected one for each of {list(data.modalities)}, got {sorted(models)}")
+        target = data.data.target
+        if target is None:
+            raise ValueError("data: expected a split with a target")
+        columns = [values_alone(models[name], data, name, value, tolerance, batch_size) for name in data.modalities]
+        table = torch.stack(columns, -1)
+        return cls(table, data.ids.cpu(), data.modalities)
+
+    @classmethod
+    def trained(
+        cls,
+        backbone: Backbone,
+        train: MultimodalDataset,
+        valid: MultimodalDataset | None = None,
+        config: Any = None,
+        *,
+        heads: Mapping[str, nn.Module] | None = None,
+        value: str | None = None,
+        tolerance: float = 0.5,
+    ) -> UpperBounds:
+        """The table of ``train`` from models that are trained here, one a modality, on the samples that have it.
+
+        heads : per modality the decoder that is copied; default ``backbone.make_decoder(backbone.width)``
+        config : see `pretrain`
+
+        Raises ValueError for a modality that no sample of ``train`` has, and what `pretrain` raises.
+        """
+        columns = []
+        for name in train.modalities:
+            own, held = _having(train, name), None if valid is None else _having(valid, name)
+            if own is None:
+                raise ValueError(f"train: expected every modality in some sample, {name!r} is in none")
+            model = Alone(backbone, name, heads[name] if heads else backbone.make_decoder(backbone.width))
+            pretrain(model, own, held, config)
+            columns.append(values_alone(model, train, name, value, tolerance))
+        return cls(torch.stack(columns, -1), train.ids.cpu(), train.modalities)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Rows of the table: int64 [B] -> [B, M]. An id that is not there gets some other row; see `check`."""
+        place = torch.searchsorted(self.ids, ids).clamp_max(len(self.ids) - 1)
+        return self.table[place]
+
+    def check(self, ids: Tensor | None) -> None:
+        """Raise ValueError unless every id is in the table."""
+        if ids is None:
+            raise ValueError("ids: expected samples with ids, by which the upper bounds are looked up")
+        Array("integer", "[n]")("ids", ids)
+        if not bool((known := torch.isin(ids.to(self.ids.device), self.ids)).all()):
+            raise ValueError(
+                f"ids: {int((~known).sum())} of {len(ids)} training samples have no upper bound; compute them with "
+                f"UpperBounds.from_models on this very split"
+            )

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..batch import DATASET, MultimodalBatch, MultimodalDataset
+from ..batch import DATASET, MultimodalBatch, MultimodalDataset, find_ids
 from ..checks import Array, Is, Named, Number, Several, Text, Whole
 from ..coalitions import VALUE, prediction_value
 from ..layers import scoring
@@ -146,15 +146,14 @@ class UpperBounds(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Rows of the table: int64 [B] -> [B, M]. An id that is not there gets some other row; see `check`."""
-        place = torch.searchsorted(self.ids, ids).clamp_max(len(self.ids) - 1)
-        return self.table[place]
+        return self.table[find_ids(self.ids, ids)[0]]
 
     def check(self, ids: Tensor | None) -> None:
         """Raise ValueError unless every id is in the table."""
         if ids is None:
             raise ValueError("ids: expected samples with ids, by which the upper bounds are looked up")
         Array("integer", "[n]")("ids", ids)
-        if not bool((known := torch.isin(ids.to(self.ids.device), self.ids)).all()):
+        if not bool((known := find_ids(self.ids, ids.to(self.ids))[1]).all()):
             raise ValueError(
                 f"ids: {int((~known).sum())} of {len(ids)} training samples have no upper bound; compute them with "
                 f"UpperBounds.from_models on this very split"

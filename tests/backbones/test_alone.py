@@ -7,7 +7,7 @@ from methods.mce_loop import make_splits
 
 from mmlib.backbones import GenericBackbone
 from mmlib.backbones.alone import UpperBounds
-from mmlib.methods import JointTraining
+from mmlib.baselines import JointTraining
 from mmlib.missing import MissingPlan
 
 

@@ -32,11 +32,8 @@ from mmlib.batch import MultimodalBatch, MultimodalDataset, frame_axis, per_fram
 from mmlib.data import avmnist, conversations, iemocap, mfeat, mmsa, synthetic, text
 from mmlib.data import dialogue as dialogue_files
 from mmlib.methods import balm, dear, dream, mce
-<<<<<<< HEAD
 from mmlib.methods.released import dream as other_dream
-=======
 from mmlib.methods.released import mce as released_mce
->>>>>>> 8ddb2c8 (MCE: the paper's equations in 450 lines; the release and other interpretations in released/mce.py; models of one modality and completed backbones beside the backbones)
 from mmlib.missing import MissingMask, MissingPlan
 from mmlib.training import TrainConfig
 

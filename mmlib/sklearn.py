@@ -19,7 +19,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import nn
 
 from .backbones import GenericBackbone
-from .backbones.evaluators import MLPEvaluator
+from .backbones.pooled import MLPEvaluator
 from .baselines import CGGM, OGMGE, PMR, JointTraining, MBTSample
 from .batch import MultimodalDataset
 from .checks import RATE, Flag, Is, Maybe, Named, OneOf, Whole, check_known

@@ -11,8 +11,7 @@ import torch
 
 from book.support import experiments
 from mmlib import MultimodalBatch, MultimodalDataset, training
-from mmlib.backbones import GenericBackbone
-from mmlib.backbones.evaluators import MLPEvaluator
+from mmlib.backbones import GenericBackbone, MLPEvaluator
 from mmlib.baselines.cggm import CGGM
 from mmlib.baselines.joint import JointTraining
 from mmlib.baselines.mbt_sample import MBTSample

@@ -2,23 +2,17 @@
 
 from .avmnist import AVMNISTBackbone, AVMNISTConfig
 from .base import Backbone
+from .corrkd import CorrKDConfig, CorrKDEvaluator
 from .cubemlp import CubeMLPBackbone, CubeMLPConfig
 from .dialogue import DialogueBackbone
-from .evaluators import (
-    CorrKDConfig,
-    CorrKDEvaluator,
-    EvaluatorConfig,
-    MLPEvaluator,
-    SelfMMConfig,
-    SelfMMEvaluator,
-    SelfMMTraining,
-    Table3Evaluator,
-)
 from .gcnet import GCNetBackbone, GCNetConfig
 from .generic import GenericBackbone, GenericConfig
 from .mmdfn import MMDFNBackbone, MMDFNConfig
 from .mmgcn import MMGCNBackbone, MMGCNConfig
 from .mmin import MMINBackbone, MMINConfig
+from .pooled import MLPEvaluator, Table3Evaluator
+from .selfmm import SelfMMConfig, SelfMMEvaluator, SelfMMTraining
+from .sequences import EvaluatorConfig
 
 __all__ = [
     "AVMNISTBackbone",

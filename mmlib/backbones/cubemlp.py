@@ -16,7 +16,7 @@ from ..batch import MultimodalBatch, MultimodalDataset
 from ..checks import RATE, SHAPES, Is, Maybe, OneOf, Several, Whole, check_options, option
 from ..layers import as_frames, frame_shapes
 from .base import Backbone
-from .evaluators import output_shape, split_labels
+from .sequences import output_shape, split_labels
 
 __all__ = ["CubeMLPBackbone", "CubeMLPConfig"]
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..backbones.base import pretrain
-from ..backbones.evaluators import output_shape, split_labels
+from ..backbones.sequences import output_shape, split_labels
 from ..batch import DATASET, MultimodalBatch, MultimodalDataset, Output
 from ..checks import RATE, SHAPES, Flag, Is, Maybe, Number, OneOf, Several, Text, Whole, check_options, option
 from ..coalitions import (
@@ -186,7 +186,7 @@ class DREAM(Presets, nn.Module, config=DREAMConfig, presets={"paper": {}}):
 
     evaluator : a trained `Backbone` of the same modalities and outputs, in eval mode; it is frozen here (its parameters
         get ``requires_grad=False``) and stays in eval mode. Best one that is trained with zeros for what is missing,
-        as those of `backbones.evaluators` are
+        as those of `backbones.sequences` are
     preset : "paper", or one of `released.dream`
     options : fields of `DREAMConfig` (or of the preset's), over those of the preset; feature_shapes and outputs are
         needed. `for_data` takes them from a data set

@@ -26,7 +26,7 @@ import torch
 import mmlib
 from book.support import experiments, figures, results
 from mmlib import backbones, coalitions, data, files, layers, losses, metrics, missing, sklearn, statistics, training
-from mmlib.backbones import base, dialogue, evaluators, mmgcn
+from mmlib.backbones import base, dialogue, mmgcn, selfmm
 from mmlib.baselines import cggm, joint, mbt_sample, ogm_ge, pmr
 from mmlib.batch import MultimodalBatch, MultimodalDataset, frame_axis, per_frame, stable_ids
 from mmlib.data import avmnist, conversations, iemocap, mfeat, mmsa, synthetic, text
@@ -160,7 +160,7 @@ def bounds() -> mce.UpperBounds:
 
 @functools.cache
 def judge() -> Any:
-    return evaluators.MLPEvaluator.for_data(train(), width=4).eval()
+    return backbones.MLPEvaluator.for_data(train(), width=4).eval()
 
 
 @functools.cache
@@ -444,11 +444,11 @@ case("dialogue.speaker_numbers", dialogue.speaker_numbers, lambda: dict(batch=ta
 case("dialogue.run_packed", dialogue.run_packed,
      lambda: dict(rnn=torch.nn.GRU(3, 4, batch_first=True), x=R(2, 5, 3), keep=ONES(2, 5)), rnn=thing,
      x=lambda good: [*L(good), good[..., :2]], keep=L)
-case("evaluators.unimodal_labels", evaluators.unimodal_labels,
+case("selfmm.unimodal_labels", selfmm.unimodal_labels,
      lambda: dict(target=R(4), fused=R(4, 3), single=R(4, 2), fused_centres=R(2, 3), single_centres=R(2, 2), scale=3.0),
      target=L, fused=L, single=L, fused_centres=L, single_centres=L, scale=number(0.0, -1.0, math.inf))
-case("evaluators.SelfMMTraining", evaluators.SelfMMTraining,
-     lambda: dict(backbone=evaluators.SelfMMEvaluator.for_data(scores(), width=4), train=scores(), scale=3.0),
+case("selfmm.SelfMMTraining", selfmm.SelfMMTraining,
+     lambda: dict(backbone=backbones.SelfMMEvaluator.for_data(scores(), width=4), train=scores(), scale=3.0),
      backbone=thing, train=lambda good: [*thing(good), train()], scale=number(0.0, -1.0, math.inf))
 GRAPH = dict(nodes=lambda good: [*L(good), good[..., 0]], real=L, cross_weight=STRENGTH)
 case("mmgcn.dialogue_graph", mmgcn.dialogue_graph, lambda: dict(nodes=R(2, 3, 4, 5), real=ONES(2, 4), cross_weight=1.0),
@@ -609,10 +609,10 @@ case("released.dream.SideBySideAttention", other_dream.SideBySideAttention, lamb
      config=thing, parts=POSITIVE)
 case("dream.DREAM", dream.DREAM,
      lambda: dict(evaluator=judge(), preset="paper", feature_shapes=SHAPES, outputs=4, width=8, heads=2),
-     evaluator=lambda good: [*thing(good), torch.nn.Linear(2, 2), evaluators.MLPEvaluator.for_data(train())],
+     evaluator=lambda good: [*thing(good), torch.nn.Linear(2, 2), backbones.MLPEvaluator.for_data(train())],
      preset=choice, feature_shapes=by_name, outputs=POSITIVE, width=whole(0, -8, 3), heads=whole(0, 3))
 case("dream.DREAM.for_data", dream.DREAM.for_data,
-     lambda: dict(evaluator=evaluators.MLPEvaluator.for_data(train(), width=4), data=train(), valid=splits()["valid"],
+     lambda: dict(evaluator=backbones.MLPEvaluator.for_data(train(), width=4), data=train(), valid=splits()["valid"],
                   config=ONCE, width=8, heads=2),
      evaluator=lambda good: [*thing(good), torch.nn.Linear(2, 2)], data=wrong_data,
      valid=lambda good: wrong_data(good)[1:], config=lambda good: ["x", 3, {}], width=whole(0, -8, 3), heads=whole(0,
@@ -1056,7 +1056,7 @@ CONFIGURATIONS: dict[type, dict[str, Any]] = {
         for kind in (
             backbones.GenericConfig,
             backbones.CubeMLPConfig,
-            evaluators.EvaluatorConfig,
+            backbones.EvaluatorConfig,
             backbones.CorrKDConfig,
             backbones.SelfMMConfig,
             backbones.GCNetConfig,

@@ -19,7 +19,8 @@ from mmlib.backbones import (
     SelfMMTraining,
     Table3Evaluator,
 )
-from mmlib.backbones.evaluators import sinusoids, unimodal_labels
+from mmlib.backbones.corrkd import sinusoids
+from mmlib.backbones.selfmm import unimodal_labels
 from mmlib.baselines import JointTraining
 from mmlib.coalitions import coalition_logits, coalition_masks
 from mmlib.training import TrainConfig, fit

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from ..batch import DATASET, MultimodalBatch, MultimodalDataset
+from ..batch import DATASET, MultimodalBatch, MultimodalDataset, find_ids
 from ..checks import Whole
 
 __all__ = ["ScoreTable"]
@@ -58,10 +58,10 @@ class ScoreTable(nn.Module):
         if ids is None:
             raise ValueError("batch: expected ids, by which the precomputed contributions are looked up")
         ids = ids.to(self.ids.device)
-        place = torch.searchsorted(self.ids, ids).clamp_max(len(self) - 1)
-        if not torch.equal(self.ids[place], ids):
+        place, found = find_ids(self.ids, ids)
+        if not found.all():
             raise ValueError(
-                f"ids: {int((self.ids[place] != ids).sum())} of {len(ids)} training samples have no precomputed "
+                f"ids: {int((~found).sum())} of {len(ids)} training samples have no precomputed "
                 f"contributions; call precompute on this very split"
             )
         return place

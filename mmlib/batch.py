@@ -18,16 +18,16 @@ import math
 import mmap
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from .checks import Array, Device, Flag, Function, Is, Maybe, Named, Several, Text, Whole, check_all, check_known, shown
+from .checks import Array, Device, Either, Flag, Function, Is, Maybe, Named, Several, Text, Whole, check_all, check_known, shown
 
-__all__ = ["MultimodalBatch", "MultimodalDataset", "Output", "frame_axis", "per_frame", "stable_ids"]
+__all__ = ["MultimodalBatch", "MultimodalDataset", "Output", "frame_axis", "in_parts", "per_frame", "stable_ids"]
 
 
 class Output(NamedTuple):
@@ -915,6 +915,14 @@ class _FileRows(NamedTuple):
 
 BATCH = Is("a MultimodalBatch", MultimodalBatch)
 DATASET = Is("a MultimodalDataset", MultimodalDataset)
+
+
+def in_parts(data: MultimodalDataset | MultimodalBatch, batch_size: int) -> Iterator[MultimodalBatch]:
+    """Batches of at most ``batch_size`` samples, in their order."""
+    Either(DATASET, BATCH)("data", data)
+    Whole(1)("batch_size", batch_size)
+    for start in range(0, len(data), batch_size):
+        yield data[start : start + batch_size]
 
 
 # From what a user has to tensors

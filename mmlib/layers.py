@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from .batch import frame_axis
+from .batch import BATCH, MultimodalBatch, frame_axis
 from .checks import RATE, SHAPES, Array, Flag, Is, Several, Whole
 
 __all__ = [
     "MLP",
     "SharedBatch",
     "SharesBatches",
+    "TransformerLayer",
     "as_frames",
+    "check_finite",
+    "check_fits",
     "frame_shapes",
+    "full",
+    "joined",
     "masked_mean",
     "processes",
     "same_draw",
@@ -52,6 +58,51 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     return kept.sum(-2) / mask.sum(-1, keepdim=True).clamp_min(1)
 
 
+def check_fits(batch: MultimodalBatch, feature_shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise ValueError unless a batch of samples has these modalities, each of this shape or with fewer frames.
+
+    feature_shapes : one sample of each modality; a shape (T,) is of token ids
+    """
+    if BATCH("batch", batch).modalities != tuple(feature_shapes):
+        raise ValueError(f"batch: expected the modalities {list(feature_shapes)}, got {list(batch.modalities)}")
+    if len(batch.shape) != 1:
+        raise ValueError(f"batch: expected samples [B], got the leading shape {batch.shape}")
+    for m, x in batch.features.items():
+        shape = tuple(feature_shapes[m])
+        ids = len(shape) == 1
+        if right := x.is_floating_point() != ids:
+            size = lambda one: (one[0], 0) if ids else frame_shapes({m: one})[m]
+            got, known = size(tuple(x.shape[1:])), size(shape)
+            right = got[1] == known[1] and got[0] <= known[0]
+        if not right:
+            raise ValueError(
+                f"features[{m!r}]: expected {'token ids' if ids else 'float samples'} of shape {shape}, or fewer "
+                f"frames, got {x.dtype} {tuple(x.shape[1:])}"
+            )
+
+
+def check_finite(logits: Tensor) -> None:
+    """Raise ValueError where predictions [n, K] are NaN or infinite, which means that the features are."""
+    if not bool((finite := torch.isfinite(logits).all(-1)).all()):
+        rows = (~finite).nonzero()[:, 0].tolist()
+        raise ValueError(
+            f"features: expected finite values; the predictions of {len(rows)} samples are NaN or infinite, the first "
+            f"at {rows[:5]}"
+        )
+
+
+def full(x: Tensor) -> Tensor:
+    """At least float32, whatever the autocast made of it."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def joined(parts: Sequence[Any]) -> Any:
+    """Results of several batches (tensors, dicts of them, or None) as one on the CPU."""
+    if isinstance(parts[0], dict):
+        return {m: joined([part[m] for part in parts]) for m in parts[0]}
+    return None if parts[0] is None else torch.cat(list(parts)).cpu()
+
+
 @contextmanager
 def scoring(*modules: nn.Module) -> Iterator[None]:
     """Eval mode without gradients, for passes that are only looked at; every submodule's own mode comes back after.
@@ -83,6 +134,36 @@ class MLP(nn.Sequential):
                 layers += [nn.ReLU(), nn.Dropout(dropout)]
             layers.append(nn.Linear(a, b))
         super().__init__(*layers)
+
+
+class TransformerLayer(nn.Module):
+    """Self-attention and a feed-forward net, each behind layer normalisation: x [n, T, d], valid bool [n, T] -> x.
+
+    LNLN's, and so DEAR's: queries, keys and values have a normalisation each and no biases.
+    """
+
+    def __init__(self, width: int, heads: int, head_width: int, dropout: float = 0.0):
+        super().__init__()
+        for name, value in (("width", width), ("heads", heads), ("head_width", head_width)):
+            Whole(1)(name, value)
+        RATE("dropout", dropout)
+        inner = heads * head_width
+        self.heads, self.dropout = heads, dropout
+        self.norm_q, self.norm_k, self.norm_v, self.norm = (nn.LayerNorm(width) for _ in range(4))
+        self.q, self.k, self.v = (nn.Linear(width, inner, bias=False) for _ in range(3))
+        self.out = nn.Linear(inner, width)
+        self.feed = nn.Sequential(
+            nn.Linear(width, width), nn.GELU(), nn.Dropout(dropout), nn.Linear(width, width), nn.Dropout(dropout)
+        )
+
+    def forward(self, x: Tensor, valid: Tensor) -> Tensor:
+        split = lambda y: y.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        q, k, v = split(self.q(self.norm_q(x))), split(self.k(self.norm_k(x))), split(self.v(self.norm_v(x)))
+        found = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=valid[:, None, None], dropout_p=self.dropout if self.training else 0.0
+        )
+        x = x + self.out(found.transpose(1, 2).flatten(2))
+        return x + self.feed(self.norm(x))
 
 
 # --- several processes ------------------------------------------------------------------------------------------------

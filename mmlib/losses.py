@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .checks import Array, Maybe, Number, Several, Whole
+from .checks import Array, Is, Maybe, Number, Several, Whole
 
-__all__ = ["mmd", "sample_losses", "sinkhorn", "task_loss"]
+__all__ = ["check_target", "mmd", "sample_losses", "sinkhorn", "task_loss"]
 
 BANDWIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)  # times the mean squared distance, where `mmd` is given none
 
@@ -65,6 +65,14 @@ def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
         return F.cross_entropy(logits, target, reduction="none")
     except IndexError as error:  # of a CPU, where looking at the target first would cost what this does not
         raise ValueError(f"target: expected classes in [0, {logits.shape[1]}) ({error})") from error
+
+
+def check_target(y: Tensor, regression: bool) -> None:
+    """Raise ValueError unless a target of samples is float scores [B] or, without regression, classes or labels."""
+    labels = Is("a tensor", Tensor)("target", y).dtype == torch.bool
+    if y.is_floating_point() != regression or y.ndim != 1 + labels:
+        expected = "float scores [B]" if regression else "int64 classes [B] or bool labels [B, K]"
+        raise ValueError(f"target: expected {expected}, got {y.dtype} {tuple(y.shape)}")
 
 
 def task_loss(logits: Tensor, target: Tensor, weight: Tensor | None = None, lead: int | None = None) -> Tensor:

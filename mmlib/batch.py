@@ -25,7 +25,22 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .checks import Array, Device, Either, Flag, Function, Is, Maybe, Named, Several, Text, Whole, check_all, check_known, shown
+from .checks import (
+    Array,
+    Device,
+    Either,
+    Flag,
+    Function,
+    Is,
+    Maybe,
+    Named,
+    Several,
+    Text,
+    Whole,
+    check_all,
+    check_known,
+    shown,
+)
 
 __all__ = ["MultimodalBatch", "MultimodalDataset", "Output", "frame_axis", "in_parts", "per_frame", "stable_ids"]
 

@@ -71,8 +71,7 @@ def check_fits(batch: MultimodalBatch, feature_shapes: Mapping[str, tuple[int, .
         shape = tuple(feature_shapes[m])
         ids = len(shape) == 1
         if right := x.is_floating_point() != ids:
-            size = lambda one: (one[0], 0) if ids else frame_shapes({m: one})[m]
-            got, known = size(tuple(x.shape[1:])), size(shape)
+            got, known = ((*one, 0) if ids else frame_shapes({m: one})[m] for one in (tuple(x.shape[1:]), shape))
             right = got[1] == known[1] and got[0] <= known[0]
         if not right:
             raise ValueError(

@@ -77,7 +77,7 @@ class ReadsText(nn.Module):
         return out
 
     def check(self, batch: MultimodalBatch, wait: bool = True) -> None:
-        """Raise ValueError for other modalities or shapes, and for ids outside the vocabulary.
+        """Raise ValueError for other modalities or shapes, and for ids outside the vocabulary, also in ``complete``.
 
         wait : also look at ids on a GPU, whose answer has to be waited for
         """
@@ -91,6 +91,8 @@ class ReadsText(nn.Module):
                         f"features[{m!r}]: expected ids in [0, {self.vocabulary}), the text encoder's vocabulary, got "
                         f"values from {low} to {high}"
                     )
+        if batch.complete is not None:
+            self.check(batch.complete, wait)
 
     def train(self, mode: bool = True) -> Any:
         """As usual, but a frozen text encoder stays in eval mode."""

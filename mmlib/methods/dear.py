@@ -38,7 +38,6 @@ __all__ = [
     "weight_entropy",
 ]
 
-TEXT = ("language", "text")  # the names by which the query is found where none is given
 Tensors = Mapping[str, Tensor]  # by modality
 
 
@@ -53,22 +52,19 @@ class DEARConfig:
     # width of the text encoder's tokens; None: what its config.hidden_size says
     text_width: int | None = option(None, Maybe(Whole(1)))
     freeze_text: bool = option(False, Flag())  # the text encoder stays as it is, in eval mode
-
     width: int = option(128, Whole(1))  # d
     heads: int = option(8, Whole(1))
     head_width: int = option(64, Whole(1))
     hidden: int = option(128, Whole(1))  # of the MLPs: difficulty, gate, prediction heads
     dropout: float = option(0.0, RATE)
     layers: int = option(2, Whole(1))  # of HDCR
-
-    alignment: str = option("mmd", OneOf("mmd", "sinkhorn", "mse"))  # "mse": "w/o HDCR"
+    alignment: str = option("mmd", OneOf("mmd", "sinkhorn"))
     sure: bool = option(True, Flag())  # False, "w/o SURE": equal weights and no calibration
     tau: float = option(1.0, Number(above=0))  # Eq. 8
     # the modality that asks in Eq. 9; None: "language" or "text", else the first
     query: str | None = option(None, Maybe(Text))
     # "robust" (w/o SS), "synergistic" (w/o RS), "single" (w/o DS: a head on all features)
     streams: str = option("both", OneOf("both", "robust", "synergistic", "single"))
-
     lambda1: float = option(0.3, Number(0))
     lambda2: float = option(0.7, Number(0))
     alpha: float = option(0.8, Number(0))
@@ -80,8 +76,7 @@ class DEARConfig:
             raise ValueError(f"feature_shapes: expected at least two modalities, got {list(self.feature_shapes)}")
         if self.regression and self.outputs != 1:
             raise ValueError(f"outputs: expected 1 for regression, got {self.outputs}")
-        if self.query is not None:
-            OneOf(*self.feature_shapes)("query", self.query)
+        Maybe(OneOf(*self.feature_shapes))("query", self.query)
 
 
 # --- 3.2 Hierarchical Distribution Constraint Reconstruction ----------------------------------------------------------
@@ -100,7 +95,7 @@ class Projection(nn.Module):
 
 
 class Reconstruction(nn.Module):
-    """HDCR's network for one modality: positions and Transformer layers, x [n, T, d], valid bool [n, T] -> [n, T, d]."""
+    """HDCR's network for a modality, positions and Transformer layers: x [n, T, d], valid bool [n, T] -> [n, T, d]."""
 
     def __init__(self, config: DEARConfig, frames: int, layers: int):
         super().__init__()
@@ -116,15 +111,6 @@ class Reconstruction(nn.Module):
         for layer in self.layers:
             x = layer(x, valid)
         return x
-
-
-def squared_error(both: Compared, names: list[str], rows: Tensor) -> tuple[Tensor, Tensor]:
-    """"w/o HDCR": the mean squared error of some modalities over the samples ``rows``, and whether there is any."""
-    kept = {m: both.frames[m] & rows[:, None] for m in names}
-    missed = {m: (both.x[m] - both.y[m]).square().mean(-1) * kept[m] for m in names}
-    total = torch.stack([missed[m].sum() * both.x[m].shape[-1] for m in names])
-    count = torch.stack([kept[m].sum() * both.x[m].shape[-1] for m in names]).sum()
-    return total.sum() / count.clamp_min(1), count > 0
 
 
 # --- 3.3 Sample-level Uncertainty and Reliability Estimation ----------------------------------------------------------
@@ -190,10 +176,7 @@ class Compared(NamedTuple):
 
 
 class Diagnosis(NamedTuple):
-    """What SURE and the streams make of each sample and, from `DEAR.diagnose`, how well the repair did.
-
-    The last three need what was there before. ``error`` is NaN where a modality is missing by nature.
-    """
+    """What SURE and the streams make of each sample and, from `DEAR.diagnose`, how well the repair did."""
 
     prediction: Tensor  # [B, K]
     synergistic: Tensor | None  # [B, K]; None with streams "robust"
@@ -203,8 +186,10 @@ class Diagnosis(NamedTuple):
     weights: Tensor  # w [B, M]
     entropy: Tensor  # H(w) [B]
     gate: Tensor  # g [B]: 1 is the synergistic stream alone
-    error: Tensor | None = None  # e_m [B, M]
-    original: Tensors = {}  # per modality the mean of X_m over its frames [B, d]
+    error: Tensor | None = (
+        None  # e_m [B, M]; NaN where modality m is missing by nature; None where nothing says what was
+    )
+    original: Tensors = {}  # per modality the mean of X_m over its frames [B, d]; {} where nothing says what was
     reconstructed: Tensors = {}  # the same of the reconstruction
 
 
@@ -229,13 +214,14 @@ class DEAR(Presets, SharesBatches, ReadsText, config=DEARConfig, presets={"paper
     """
 
     needs_complete = True
+    joint_terms = 1  # how often Eq. 4 counts the joint term
     skipped: Tensor
 
     def __init__(self, text_encoder: nn.Module | None = None, *, preset: str = "paper", **options: Any):
         super().__init__()
         self.config = config = self.configured(preset, options)
         self.modalities = names = tuple(config.feature_shapes)
-        self.query = config.query or next((m for m in TEXT if m in names), names[0])
+        self.query = config.query or next((m for m in ("language", "text") if m in names), names[0])
         self.read_with(text_encoder, config.feature_shapes, config.text_width, config.freeze_text)
         self.shapes = {m: self.frames_read(m, shape) for m, shape in config.feature_shapes.items()}
         M, d = len(names), config.width
@@ -258,7 +244,7 @@ class DEAR(Presets, SharesBatches, ReadsText, config=DEARConfig, presets={"paper
     def for_data(
         cls, data: MultimodalDataset, text_encoder: Any = None, valid: Any = None, config: Any = None, **options: Any
     ) -> DEAR:
-        """The model that fits a data set's shapes and targets. It has no first stage to use ``valid`` and ``config``."""
+        """The model that fits a data set's shapes and targets; it has no first stage for ``valid`` and ``config``."""
         fitting = {
             "feature_shapes": DATASET("data", data).feature_shapes,
             "outputs": data.info.get("outputs", 1),
@@ -267,8 +253,6 @@ class DEAR(Presets, SharesBatches, ReadsText, config=DEARConfig, presets={"paper
         model = cls(text_encoder, **{**fitting, **options})
         model.check(data.data)
         return model
-
-    # What another interpretation makes otherwise, see `released.dear`.
 
     def make_encoder(self, m: str) -> nn.Module:
         return Projection(self.shapes[m][1], self.config.width)
@@ -279,20 +263,16 @@ class DEAR(Presets, SharesBatches, ReadsText, config=DEARConfig, presets={"paper
     def make_fusion(self) -> nn.Module:
         return SynergisticAttention(self.query, self.modalities, self.config.width)
 
-    def tau(self) -> Tensor | float:
-        """The temperature of Eq. 8."""
-        return self.config.tau
-
     def forward(self, batch: MultimodalBatch) -> Output:
         self.check(batch, wait=not self.training)
         encoded = self.encode(batch)
-        repaired = self.reconstruct(encoded)
+        repaired, x_hat = self.reconstruct(encoded)
         found = self.assess(encoded, repaired)
         if not self.training:
             check_finite(found.prediction)
         if not self.training or batch.target is None:
             return Output(found.prediction, {})
-        return Output(found.prediction, self.losses(batch, encoded, repaired, found))
+        return Output(found.prediction, self.losses(batch, encoded, x_hat, found))
 
     # --- 3.2: Eqs. 1-5 ---
 
@@ -307,20 +287,24 @@ class DEAR(Presets, SharesBatches, ReadsText, config=DEARConfig, presets={"paper
             h[m] = self.encoder[m](raw[m], valid[m])
         return Encoded(h, valid, raw)
 
-    def reconstruct(self, encoded: Encoded) -> dict[str, Tensor]:
-        """HDCR's output, per modality [B, T, d]."""
-        return {m: self.hdcr[m](encoded.h[m], encoded.valid[m]) for m in self.modalities}
+    def reconstruct(self, encoded: Encoded) -> tuple[Tensors, Tensors]:
+        """HDCR's output, per modality [B, T, d], and the same in the space where it is compared with X."""
+        repaired = {m: self.hdcr[m](encoded.h[m], encoded.valid[m]) for m in self.modalities}
+        return repaired, repaired
 
-    def compared(self, batch: MultimodalBatch, encoded: Encoded, repaired: Tensors) -> Compared:
+    def compared(self, batch: MultimodalBatch, encoded: Encoded, x_hat: Tensors) -> Compared:
         """HDCR's output beside X: the complete samples through the same encoders, without gradient."""
         known, whole = batch, encoded
         if batch.complete is not None:
             known = batch.complete
-            self.check(known, wait=False)
             with torch.no_grad():
                 whole = self.encode(known)
         rows = known.present & torch.stack([known.valid[m].any(-1) for m in self.modalities], -1)
-        return Compared({m: h.detach() for m, h in whole.h.items()}, dict(repaired), known.observed, rows)
+        return Compared(self.originals(whole), x_hat, known.observed, rows)
+
+    def originals(self, whole: Encoded) -> Tensors:
+        """X_m where it is compared: Eq. 5's features of the complete samples, without gradient."""
+        return {m: h.detach() for m, h in whole.h.items()}
 
     def align(self, both: Compared) -> dict[str, Tensor]:
         """L_uni (Eq. 2, summed over modalities) and L_joint (Eq. 3), each with its weight of Eq. 4."""
@@ -329,22 +313,18 @@ class DEAR(Presets, SharesBatches, ReadsText, config=DEARConfig, presets={"paper
             each = [self.distance(both, [m], both.rows[:, i], i) for i, m in enumerate(names)]
             losses["unimodal"] = config.lambda1 * torch.stack(each).sum()
         if config.lambda2:
-            losses["joint"] = config.lambda2 * self.distance(both, names, both.rows.all(-1), len(names))
+            whole = self.distance(both, names, both.rows.all(-1), len(names))
+            losses["joint"] = config.lambda2 * self.joint_terms * whole
         return losses
 
     def distance(self, both: Compared, names: list[str], rows: Tensor, place: int) -> Tensor:
         """Eq. 1 between originals and reconstructions in some modalities, of the samples ``rows`` bool [B]."""
-        if self.config.alignment == "mse":
-            distance, enough = squared_error(both, names, rows)
-        else:
-            p, q, weight = self.points(both, names, rows)
-            enough = weight.sum() > 1
-            weight = weight & enough
-            alike = mmd if self.config.alignment == "mmd" else sinkhorn
-            distance = alike(p, q, x_weight=weight, y_weight=weight)
+        p, q, weight = self.points(both, names, rows)
+        enough = weight.sum() > 1
         with torch.no_grad():
             self.skipped[place] += ~enough
-        return distance
+        weight = weight & enough
+        return (mmd if self.config.alignment == "mmd" else sinkhorn)(p, q, x_weight=weight, y_weight=weight)
 
     def points(self, both: Compared, names: list[str], rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What is compared: a vector a sample [B, sum of d], the modalities side by side; and which samples count."""
@@ -357,10 +337,10 @@ class DEAR(Presets, SharesBatches, ReadsText, config=DEARConfig, presets={"paper
         """From the pooled incomplete features [B, d] the difficulty d, None without SURE, and the weights w, [B, M]."""
         if not self.config.sure:
             p = pooled[self.query]
-            return None, full(p.newfull((len(p), len(pooled)), 1 / len(pooled)))
+            return None, full(p.new_full((len(p), len(pooled)), 1 / len(pooled)))
         z = [self.descriptor(p) for p in pooled.values()]
         d = F.softplus(self.difficulty(torch.cat(z, -1)))  # Eq. 7
-        return d, reliability_weights(full(d), self.tau())  # Eq. 8
+        return d, reliability_weights(full(d), self.config.tau)  # Eq. 8
 
     def descriptor(self, pooled: Tensor) -> Tensor:
         """Norm in Eq. 6, [B, d] -> [B, d]."""
@@ -369,13 +349,12 @@ class DEAR(Presets, SharesBatches, ReadsText, config=DEARConfig, presets={"paper
     # --- 3.4: Eqs. 9-11 ---
 
     def assess(self, encoded: Encoded, repaired: Tensors) -> Diagnosis:
-        """Difficulty, weights, both streams and the gate between them."""
+        """Difficulty, weights, both streams and the gate between them. The H of Eqs. 9 and 10 is HDCR's output."""
         config, valid = self.config, encoded.valid
         seen = {m: masked_mean(h, valid[m]) for m, h in encoded.h.items()}
         d, w = self.reliability(seen)
         entropy = weight_entropy(w)
-        h = self.stream_input(encoded, repaired)
-        pooled = {m: masked_mean(h[m], valid[m]) for m in self.modalities}
+        pooled = {m: masked_mean(repaired[m], valid[m]) for m in self.modalities}
         unimodal = torch.stack([self.unimodal[m](p) for m, p in pooled.items()], 1)  # [B, M, K]
         robust = (w[..., None] * unimodal).sum(1)  # Eq. 10
         if config.streams == "robust":
@@ -383,29 +362,21 @@ class DEAR(Presets, SharesBatches, ReadsText, config=DEARConfig, presets={"paper
         if config.streams == "single":
             together = self.single(torch.cat(list(pooled.values()), -1))
         else:
-            together = self.synergistic(self.fuse(h, pooled, valid, w))  # Eq. 9
+            together = self.synergistic(self.fuse(repaired, pooled, valid, w))  # Eq. 9
         if config.streams != "both":
             return Diagnosis(together, together, robust, unimodal, d, w, entropy, torch.ones_like(entropy))
         known = torch.zeros_like(w) if d is None else d.to(w)
         g = torch.sigmoid(self.gate(torch.cat([seen[self.query], known, entropy[:, None]], -1)))  # Eq. 11
         return Diagnosis(g * together + (1 - g) * robust, together, robust, unimodal, d, w, entropy, g[:, 0])
 
-    def stream_input(self, encoded: Encoded, repaired: Tensors) -> Tensors:
-        """The H of Eqs. 9 and 10: "first repairs, then fusion", so HDCR's output."""
-        return repaired
-
-    def fuse(
-        self, h: Tensors, pooled: Tensors, valid: Tensors, w: Tensor
-    ) -> Tensor:
+    def fuse(self, h: Tensors, pooled: Tensors, valid: Tensors, w: Tensor) -> Tensor:
         """What the synergistic stream's head reads, [B, d]: the mean of Eq. 9 over the query's frames."""
         attended = self.fusion(h, valid, dict(zip(self.modalities, w.unbind(-1), strict=True)))
         return masked_mean(attended, valid[self.query])
 
     # --- 3.5: Eqs. 12 and 13 ---
 
-    def losses(
-        self, batch: MultimodalBatch, encoded: Encoded, repaired: Tensors, found: Diagnosis
-    ) -> dict[str, Tensor]:
+    def losses(self, batch: MultimodalBatch, encoded: Encoded, x_hat: Tensors, found: Diagnosis) -> dict[str, Tensor]:
         """Eq. 13, term by term; distances are of the rows of all processes."""
         config, y = self.config, batch.target
         assert y is not None
@@ -413,15 +384,15 @@ class DEAR(Presets, SharesBatches, ReadsText, config=DEARConfig, presets={"paper
         losses = {"task": self.task(found.prediction, y)}
         if config.alpha:
             losses["aux"] = config.alpha * torch.stack([self.task(one, y) for one in self.supervised(found)]).mean()
-        calibrated = config.beta and found.difficulty is not None
-        if not (config.lambda1 or config.lambda2 or calibrated):
+        d = found.difficulty if config.beta else None
+        if not (config.lambda1 or config.lambda2) and d is None:
             return losses
-        own, shared = self.compared(batch, encoded, repaired), self.shared(batch)
+        own, shared = self.compared(batch, encoded, x_hat), self.shared(batch)
         every = lambda values: {m: shared.rows(v) for m, v in values.items()}
         both = Compared(every(own.x), every(own.y), every(own.frames), shared.rows(own.rows))
         losses.update(self.align(both))
-        if calibrated:
-            missed = torch.where(own.rows, self.error(own, both) - found.difficulty, 0).square()  # Eq. 12
+        if d is not None:
+            missed = torch.where(own.rows, self.error(own, both) - d, 0).square()  # Eq. 12
             losses["calibration"] = config.beta * missed.sum() / shared.count(own.rows.sum())
         return losses
 
@@ -456,12 +427,12 @@ class DEAR(Presets, SharesBatches, ReadsText, config=DEARConfig, presets={"paper
     def _diagnosed(self, batch: MultimodalBatch) -> Diagnosis:
         self.check(batch)
         encoded = self.encode(batch)
-        repaired = self.reconstruct(encoded)
+        repaired, x_hat = self.reconstruct(encoded)
         found = self.assess(encoded, repaired)
         check_finite(found.prediction)
         if batch.complete is None:
             return found
-        both = self.compared(batch, encoded, repaired)
+        both = self.compared(batch, encoded, x_hat)
         error = torch.where(both.rows, self.error(both, both), torch.nan)
         mean = lambda values: {m: masked_mean(values[m], both.frames[m]) for m in self.modalities}
         return found._replace(error=error, original=mean(both.x), reconstructed=mean(both.y))
@@ -471,8 +442,6 @@ class DEAR(Presets, SharesBatches, ReadsText, config=DEARConfig, presets={"paper
     def on_epoch_start(self, state: Any) -> None:
         """The whole split's ids once, since looking at a batch on a GPU would mean to wait for it."""
         self.check(state.train.data)
-        if (complete := state.train.data.complete) is not None:
-            self.check(complete)
         self.skipped.zero_()
 
     def on_epoch_end(self, state: Any) -> None:

@@ -3,7 +3,8 @@
 Subclasses of the papers' classes, each with its own options and presets (see ``methods/_presets.py``).
 """
 
+from .dear import OtherDEAR
 from .dream import OtherDREAM
 from .mce import ReleasedMCE
 
-__all__ = ["OtherDREAM", "ReleasedMCE"]
+__all__ = ["OtherDEAR", "OtherDREAM", "ReleasedMCE"]

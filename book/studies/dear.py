@@ -160,7 +160,7 @@ def _paper(name: str) -> Cells:
         "data": name,
         "data_options": {"text": "ids", "aligned": False},
         "method": "dear",
-        "method_options": {"reading": "table8", "text_encoder": checkpoint},
+        "method_options": {"preset": "table8", "text_encoder": checkpoint},
         "train": {**TRAIN, "epochs": 200, "batch_size": 64, "lr": 1e-4},
         "profile": "paper",
         "protocol": "lnln",

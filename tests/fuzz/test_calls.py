@@ -570,17 +570,23 @@ for name in ("valuate", "resample"):
     case(f"mbt_sample.MBTSample.{name}", lambda data, name=name: getattr(methods()["mbt"], name)(data),
          lambda: dict(data=train()), data=lambda good: [*wrong_data(good), talk()])
 case("dear.weight_entropy", dear.weight_entropy, lambda: dict(w=torch.rand(4, 3)), w=P)
-case("dear.TransformerLayer", dear.TransformerLayer, lambda: dict(width=4, heads=2, head_width=4, dropout=0.1),
+case("layers.TransformerLayer", layers.TransformerLayer, lambda: dict(width=4, heads=2, head_width=4, dropout=0.1),
      width=POSITIVE, heads=POSITIVE, head_width=POSITIVE, dropout=SHARE)
-case("dear.Reconstruction", dear.Reconstruction, lambda: dict(config=DEAR(), frames=4, layers=1, out=3), config=thing,
-     frames=POSITIVE, layers=FIVE, out=lambda good: ["3", 0, 1.5])
-case("dear.SummaryTokens", dear.SummaryTokens, lambda: dict(config=DEAR(), frames=4, source=3), config=thing,
-     frames=POSITIVE, source=POSITIVE)
+case("dear.Projection", dear.Projection, lambda: dict(source=3, width=4), source=POSITIVE, width=POSITIVE)
+case("dear.Reconstruction", dear.Reconstruction, lambda: dict(config=DEAR(), frames=4, layers=1), config=thing,
+     frames=POSITIVE, layers=FIVE)
 case("dear.SynergisticAttention", dear.SynergisticAttention,
-     lambda: dict(query="audio", modalities=("audio", "vision"), config=DEAR()), query=choice,
-     modalities=lambda good: [None, "x", 3, (), (1, 2), ("vision",)], config=thing)
-case("dear.DEAR", dear.DEAR, lambda: dict(text_encoder=None, reading="paper", feature_shapes=SHAPES, width=8, heads=2),
-     text_encoder=lambda good: ["x", 3, net()], reading=choice, feature_shapes=by_name, width=POSITIVE, heads=POSITIVE)
+     lambda: dict(query="audio", modalities=("audio", "vision"), width=4), query=choice,
+     modalities=lambda good: [None, "x", 3, (), (1, 2), ("vision",)], width=POSITIVE)
+case("dear.DEAR", dear.DEAR, lambda: dict(text_encoder=None, preset="paper", feature_shapes=SHAPES, width=8, heads=2),
+     text_encoder=lambda good: ["x", 3, net()], preset=choice, feature_shapes=by_name, width=POSITIVE, heads=POSITIVE)
+case("released_dear.SummaryTokens", released_dear.SummaryTokens, lambda: dict(config=DEAR(), frames=4, source=3),
+     config=thing, frames=POSITIVE, source=POSITIVE)
+case("released_dear.RawReconstruction", released_dear.RawReconstruction,
+     lambda: dict(config=DEAR(), frames=4, layers=1, out=3), config=thing, frames=POSITIVE, layers=FIVE, out=POSITIVE)
+case("released_dear.SelfAttention", released_dear.SelfAttention, lambda: dict(config=DEAR()), config=thing)
+case("released_dear.GatedFusion", released_dear.GatedFusion, lambda: dict(modalities=("audio", "vision"), width=4),
+     modalities=lambda good: [None, "x", 3, (), (1, 2)], width=POSITIVE)
 case("dear.DEAR.for_data", dear.DEAR.for_data, lambda: dict(data=train(), text_encoder=None, width=8, heads=2),
      data=lambda good: [*thing(good), talk(), train().select(["audio"])], text_encoder=lambda good: ["x", 3, net()],
      width=POSITIVE, heads=POSITIVE)

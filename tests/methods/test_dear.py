@@ -1,8 +1,7 @@
-"""DEAR against its equations, written here as loops over samples and frames that import nothing under test."""
+"""DEAR against its equations, written as loops in `dear_loop`."""
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import replace
 from types import SimpleNamespace
@@ -16,332 +15,34 @@ from torch import nn
 
 from mmlib import DEAR
 from mmlib.batch import MultimodalBatch, MultimodalDataset
-from mmlib.losses import mmd, sinkhorn
-from mmlib.methods.dear import READINGS, DEARConfig, TransformerLayer, reliability_weights, weight_entropy
+from mmlib.layers import TransformerLayer
+from mmlib.losses import mmd
+from mmlib.methods.dear import DEARConfig, reliability_weights, weight_entropy
 from mmlib.metrics import msa_scores
 from mmlib.missing import MissingPlan
 from mmlib.training import TrainConfig, fit, load, predict, random_state, save
+from tests.methods.dear_loop import SMALL, Loop, compare, make, make_batch
 
-SHAPES = {"language": (4, 3), "audio": (2, 5), "vision": (3, 2), "touch": (1, 4)}
-SMALL = {"width": 6, "heads": 2, "head_width": 3, "hidden": 5}
 LAMBDAS = {"lambda1": 0.3, "lambda2": 0.7, "alpha": 0.8, "beta": 0.3}
-
-
-def make_batch(n=6, M=3, *, seed=0, dtype=torch.float64, drop=True, natural=False, classes=0, shapes=SHAPES):
-    """Samples of unequal lengths, of which frames and whole modalities are dropped, the complete ones kept."""
-    g = torch.Generator().manual_seed(seed)
-    features, valid = {}, {}
-    for m, (T, D) in itertools.islice(shapes.items(), M):
-        lengths = torch.randint(1, T + 1, (n,), generator=g)
-        valid[m] = torch.arange(T) < lengths[:, None]
-        features[m] = torch.where(valid[m][..., None], torch.randn(n, T, D, generator=g, dtype=torch.float64), 0)
-    features = {m: x.to(dtype) for m, x in features.items()}
-    present = torch.ones(n, M, dtype=torch.bool)
-    if natural:
-        present[torch.arange(n), torch.arange(n) % M] = False
-        present[: n // 2] = True
-    target = torch.randint(classes, (n,), generator=g) if classes else torch.randn(n, generator=g).to(dtype)
-    batch = MultimodalBatch(features, torch.ones(n, M, dtype=torch.bool), target, valid, ids=torch.arange(n))
-    batch = batch.drop(present=present)
-    if not drop:
-        return batch
-    keep = {m: torch.rand(v.shape, generator=g) < 0.6 for m, v in valid.items()}
-    there = torch.rand(n, M, generator=g) < 0.8
-    return batch.drop(there, keep, keep_complete=True)
-
-
-def make(batch, *, seed=0, train=True, text_encoder=None, **options):
-    torch.manual_seed(seed)
-    shapes = {m: tuple(x.shape[1:]) for m, x in batch.features.items()}
-    outputs = {} if batch.target is None or batch.target.is_floating_point() else {"outputs": 3, "regression": False}
-    model = DEAR(text_encoder, **{"feature_shapes": shapes, **SMALL, **outputs, **options}).to(
-        next(x.dtype for x in batch.features.values() if x.is_floating_point())
-    )
-    for p in model.parameters():  # also the norms' and the biases', so that no term hides behind a one or a zero
-        nn.init.normal_(p, std=0.4)
-    return model.train(train)
-
-
-# --- the reference ----------------------------------------------------------------------------------------------------
-
-
-def softmax(v):
-    e = np.exp(np.array(v) - max(v))
-    return e / e.sum()
-
-
-def layer_norm(x, weight=1.0, bias=0.0):
-    return (x - x.mean()) / math.sqrt(((x - x.mean()) ** 2).mean() + 1e-5) * weight + bias
-
-
-class Loop:
-    """One sample, one frame at a time, from the equations; parameters by their names."""
-
-    def __init__(self, model, batch):
-        self.c, self.names, self.query = model.config, model.modalities, model.query
-        self.p = {k: v.detach().numpy() for k, v in model.state_dict().items()}
-        complete = batch.complete if batch.complete is not None else batch
-        n, M, c = len(batch), len(self.names), self.c
-        out = {k: [] for k in ("y", "syn", "rob", "uni", "d", "w", "H", "g")}
-        X, Y, kept = [], [], []  # per sample and modality {frame: vector}
-        for b in range(n):
-            h, rep, shown = {}, {}, {}
-            x, frames = {}, {}
-            for m in self.names:
-                where = self.frames(batch, m, b)
-                h[m] = self.encode(m, {t: self.value(batch, m, b, t) for t in where})
-                rep[m] = self.hdcr(m, h[m])
-                if c.space == "raw":
-                    shown[m] = {t: self.linear(f"hdcr.{m}.raw", v) for t, v in rep[m].items()}
-                    x[m] = {t: self.value(complete, m, b, t) for t in where}
-                else:
-                    shown[m] = rep[m]
-                    x[m] = self.encode(m, {t: self.value(complete, m, b, t) for t in where})
-                there = [t for t in where if complete.observed[m][b, t]]
-                frames[m] = list(x[m]) if c.encoder == "tokens" else there
-            found = self.assess(h, rep if c.stream_input == "reconstructed" else h)
-            for key, value in found.items():
-                out[key].append(value)
-            X.append(x)
-            Y.append(shown)
-            kept.append(frames)
-        self.out = {k: np.array(v) for k, v in out.items() if v[0] is not None}
-        there = complete.present.numpy()
-        if batch.target is None:
-            return
-        y = batch.target.numpy()
-        self.losses = {"task": np.mean([self.task(o, t) for o, t in zip(self.out["y"], y, strict=True)])}
-        each = [[self.task(self.out["uni"][b][m], y[b]) for b in range(n)] for m in range(M)]
-        if c.aux == "all":
-            each += [[self.task(self.out[s][b], y[b]) for b in range(n)] for s in ("syn", "rob") if s in self.out]
-        self.losses["aux"] = c.alpha * np.mean([np.mean(one) for one in each])
-        uni = sum(
-            self.distance([m], [b for b in range(n) if there[b, i]], X, Y, kept) for i, m in enumerate(self.names)
-        )
-        joint = self.distance(self.names, [b for b in range(n) if there[b].all()], X, Y, kept)
-        self.losses["unimodal"] = c.lambda1 * uni
-        self.losses["joint"] = c.lambda2 * joint * (M if c.joint_sum == "literal" else 1)
-        self.error = np.full((n, M), np.nan)
-        for b, (i, m) in itertools.product(range(n), enumerate(self.names)):
-            if there[b, i]:
-                squares = [((X[b][m][t] - Y[b][m][t]) ** 2) for t in kept[b][m]]
-                self.error[b, i] = np.mean(squares) if c.error == "mean" else np.sum(squares)
-        if c.sure:
-            scale = np.ones(M)
-            if c.error_scale == "variance":
-                for i, m in enumerate(self.names):
-                    rows = np.array([X[b][m][t] for b in range(n) if there[b, i] for t in kept[b][m]])
-                    scale[i] = ((rows - rows.mean(0)) ** 2).mean()
-            gaps = [
-                (self.error[b, i] / scale[i] - self.out["d"][b][i]) ** 2
-                for b in range(n)
-                for i in range(M)
-                if there[b, i]
-            ]
-            self.losses["calibration"] = c.beta * np.mean(gaps)
-
-    def frames(self, batch, m, b):
-        T = batch.valid[m].shape[1]
-        where = [t for t in range(T) if batch.valid[m][b, t]]
-        return where or list(range(T))
-
-    def value(self, batch, m, b, t):
-        return batch.features[m][b, t].numpy() if batch.valid[m][b, t] else 0 * batch.features[m][b, t].numpy()
-
-    def linear(self, name, x):
-        W = self.p[f"{name}.weight"]
-        return W @ x + self.p.get(f"{name}.bias", 0.0)
-
-    def normed(self, name, x):
-        return layer_norm(x, self.p[f"{name}.weight"], self.p[f"{name}.bias"])
-
-    def mlp(self, name, x):
-        return self.linear(f"{name}.3", np.maximum(self.linear(f"{name}.0", x), 0))
-
-    def encode(self, m, x):  # Eq. 5
-        deep = m == self.query and self.c.text_layers
-        name = f"encoder.{m}.first" if deep else f"encoder.{m}"
-        if self.c.encoder == "tokens":
-            count = self.c.summary_tokens
-            h = {i: self.p[f"{name}.tokens"][i] for i in range(count)}
-            h |= {count + t: self.linear(f"{name}.project", v) for t, v in x.items()}
-            h = self.transformer(f"{name}.transformer", h, self.c.token_layers)
-            h = {i: h[i] for i in range(count)}
-        else:
-            normed = {t: self.normed(f"{name}.norm", v) if len(v) > 1 else v for t, v in x.items()}
-            h = {t: self.linear(f"{name}.project", v) for t, v in normed.items()}
-        return self.transformer(f"encoder.{m}.rest", h, self.c.text_layers) if deep else h
-
-    def hdcr(self, m, h):
-        return self.transformer(f"hdcr.{m}", h, self.c.layers)
-
-    def transformer(self, name, h, layers):
-        x = {t: v + self.p[f"{name}.position"][t] for t, v in h.items()}
-        for i in range(layers):
-            x = self.layer(f"{name}.layers.{i}", x)
-        return x
-
-    def layer(self, name, x):
-        size = self.c.head_width
-        q, k, v = (
-            {t: self.linear(f"{name}.{s}", self.normed(f"{name}.norm_{s}", y)) for t, y in x.items()} for s in "qkv"
-        )
-        after = {}
-        for t in x:
-            heads = []
-            for a in range(self.c.heads):
-                part = slice(a * size, (a + 1) * size)
-                weight = softmax([q[t][part] @ k[s][part] / math.sqrt(size) for s in x])
-                heads.append(sum(w * v[s][part] for w, s in zip(weight, x, strict=True)))
-            y = x[t] + self.linear(f"{name}.out", np.concatenate(heads))
-            hidden = self.linear(f"{name}.feed.0", self.normed(f"{name}.norm", y))
-            hidden = np.array([0.5 * u * (1 + math.erf(u / math.sqrt(2))) for u in hidden])
-            after[t] = y + self.linear(f"{name}.feed.3", hidden)
-        return after
-
-    def assess(self, h, s):
-        c, names = self.c, self.names
-        mean = lambda frames: sum(frames.values()) / len(frames)
-        d = None
-        w = [1 / len(names)] * len(names)
-        if c.sure:
-            z = []
-            for m in names:
-                p = mean(h[m])
-                z.append(p / math.sqrt((p**2).sum()) if c.norm == "l2" else layer_norm(p))  # Eq. 6
-            d = np.array([math.log1p(math.exp(u)) for u in self.mlp("difficulty", np.concatenate(z))])  # Eq. 7
-            w = softmax([-u / self.tau() for u in d])  # Eq. 8
-        H = -sum(u * math.log(u) for u in w)
-        pooled = [mean(s[m]) for m in names]
-        uni = [self.mlp(f"unimodal.{m}", p) for m, p in zip(names, pooled, strict=True)]
-        rob = sum(a * u for a, u in zip(w, uni, strict=True))  # Eq. 10
-        found = {"uni": uni, "rob": rob, "d": d, "w": w, "H": H}
-        if c.streams == "robust":
-            return {**found, "syn": None, "y": rob, "g": 0.0}
-        if c.streams == "single":
-            syn = self.mlp("single", np.concatenate(pooled))
-        elif c.fusion == "gated":
-            fused = 0
-            for m, p in zip(names, pooled, strict=True):
-                gate = 1 / (1 + np.exp(-self.linear(f"fusion.gate.{m}", np.concatenate(pooled))))
-                fused = fused + gate * np.tanh(self.linear(f"fusion.value.{m}", p))
-            syn = self.mlp("synergistic", fused)
-        elif c.fusion == "self":
-            row = {(m, t): v for m in names for t, v in s[m].items()}
-            syn = self.mlp("synergistic", mean(self.layer("fusion.layer", row)))
-        else:
-            syn = self.mlp("synergistic", mean(self.attend(s, dict(zip(names, w, strict=True)))))
-        if c.streams != "both":
-            return {**found, "syn": syn, "y": syn, "g": 1.0}
-        told = np.zeros(len(names)) if d is None else d
-        g = 1 / (1 + math.exp(-self.mlp("gate", np.concatenate([mean(h[self.query]), told, [H]]))[0]))  # Eq. 11
-        return {**found, "syn": syn, "y": g * syn + (1 - g) * rob, "g": g}
-
-    def attend(self, s, w):  # Eq. 9
-        K, V, bias = [], [], []
-        for m in self.names:
-            if m == self.query:
-                continue
-            for x in s[m].values():
-                k = self.linear("fusion.W_K", x)
-                K.append(k if self.c.k_scale == "logbias" else w[m] * k)
-                V.append(w[m] * self.linear("fusion.W_V", x))
-                bias.append(math.log(w[m]) if self.c.k_scale == "logbias" else 0)
-        out = {}
-        for t, x in s[self.query].items():
-            q = self.linear("fusion.W_Q", x)
-            a = softmax([q @ k / math.sqrt(len(q)) + u for k, u in zip(K, bias, strict=True)])
-            out[t] = sum(u * v for u, v in zip(a, V, strict=True)) + (x if self.c.residual else 0)
-        return out
-
-    def tau(self):
-        return math.exp(self.p["log_tau"]) if "log_tau" in self.p else self.c.tau
-
-    def task(self, out, y):
-        if self.c.regression:
-            return (out[0] - y) ** 2 if self.c.main == "mse" else abs(out[0] - y)
-        return -math.log(softmax(out)[y])
-
-    def distance(self, names, rows, X, Y, kept):
-        if self.c.alignment == "mse":
-            squares = [(X[b][m][t] - Y[b][m][t]) ** 2 for b in rows for m in names for t in kept[b][m]]
-            return np.concatenate(squares).mean() if squares else 0.0
-        if self.c.samples == "mean":
-            side = lambda Z: np.array(
-                [np.concatenate([np.mean([Z[b][m][t] for t in kept[b][m]], 0) for m in names]) for b in rows]
-            )
-        else:
-            side = lambda Z: np.array([Z[b][m][t] for m in names for b in rows for t in kept[b][m]])
-        if len(rows) < 2:
-            return 0.0
-        x, y = side(X), side(Y)
-        if self.c.alignment == "sinkhorn":  # its own loop is in test_losses
-            return sinkhorn(torch.tensor(x), torch.tensor(y), self.c.epsilon, self.c.iterations).item()
-        z = np.concatenate([x, y])
-        total = sum(((p - q) ** 2).sum() for p in z for q in z) / (len(z) * (len(z) - 1))
-        scales = self.c.bandwidths or [total * f for f in (0.25, 0.5, 1, 2, 4)]
-        k = lambda A, B: np.mean([[sum(math.exp(-((p - q) ** 2).sum() / s) for s in scales) for q in B] for p in A])
-        return k(x, x) + k(y, y) - 2 * k(x, y)
-
-
+PRESETS = ("paper", "table8")
 OPTIONS = [
     {},
-    {"stream_input": "encoded"},
-    {"space": "raw"},
-    {"alignment": "mse"},
-    {"alignment": "mse", "space": "raw"},
-    {"alignment": "sinkhorn", "epsilon": 0.5, "iterations": 30},
-    {"samples": "tokens"},
-    {"samples": "subsampled", "token_samples": 10**6},
-    {"bandwidths": (0.5, 3.0)},
-    {"joint_sum": "literal"},
-    {"norm": "layer"},
+    {"alignment": "sinkhorn"},
     {"tau": 0.5},
-    {"tau": 2.0, "learn_tau": True},
     {"query": "audio"},
-    {"query": "vision", "k_scale": "logbias"},
-    {"residual": True},
-    {"fusion": "self"},
-    {"fusion": "gated"},
     {"streams": "robust"},
     {"streams": "synergistic"},
     {"streams": "single"},
     {"sure": False},
-    {"sure": False, "streams": "single", "alignment": "mse"},
-    {"main": "l1"},
-    {"aux": "all"},
-    {"aux": "all", "streams": "robust"},
-    {"error": "sum"},
-    {"error_scale": "variance"},
+    {"sure": False, "streams": "single"},
     {"layers": 1},
-    {"reading": "table8"},
-    {"encoder": "tokens", "summary_tokens": 3, "token_layers": 1, "samples": "tokens"},  # as many as vision has frames
-    {"text_layers": 1, "query": "audio"},
 ]
 
 
 @pytest.mark.parametrize("natural", [False, True])
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(f"{k}={v}" for k, v in o.items()) or "default")
 def test_forward_losses_and_diagnosis_against_the_loop(options, natural):
-    batch = make_batch(natural=natural)
-    model = make(batch, **options)
-    out, ref = model(batch), Loop(model, batch)
-    np.testing.assert_allclose(out.logits.detach(), ref.out["y"], rtol=1e-7, atol=1e-9)
-    assert set(out.losses) == set(ref.losses)
-    for name, value in ref.losses.items():
-        assert out.losses[name].item() == pytest.approx(value, rel=1e-6, abs=1e-9), name
-    if options.get("error_scale") == "variance":
-        return
-    seen = model.diagnose(batch, batch_size=4)
-    for ours, theirs in {
-        "prediction": "y", "synergistic": "syn", "robust": "rob", "unimodal": "uni", "difficulty": "d", "weights": "w",
-        "entropy": "H", "gate": "g",
-    }.items():  # fmt: skip
-        assert (getattr(seen, ours) is None) == (theirs not in ref.out), ours
-        if theirs in ref.out:
-            np.testing.assert_allclose(getattr(seen, ours), ref.out[theirs], rtol=1e-6, atol=1e-8, err_msg=ours)
-    np.testing.assert_allclose(seen.error, ref.error, rtol=1e-6, atol=1e-8)
-    assert model.training
+    compare(natural, **options)
 
 
 @pytest.mark.parametrize("M", [2, 4])
@@ -404,20 +105,6 @@ def test_weights_fall_in_difficulty(d, tau, place, more):
     assert 0 <= weight_entropy(a) <= math.log(len(d)) + 1e-12
 
 
-def test_a_scaled_key_is_flat_attention_and_a_bias_is_none():
-    """Eq. 9 with w = 0 for one modality: its keys score 0, they are not switched off."""
-    batch = make_batch(drop=False)
-    h = {m: torch.randn(6, T, 6, dtype=torch.float64) * 5 for m, (T, _) in list(SHAPES.items())[:3]}
-    valid = {m: torch.ones(x.shape[:2], dtype=torch.bool) for m, x in h.items()}
-    w = {"language": torch.zeros(6).double(), "audio": torch.zeros(6).double(), "vision": torch.ones(6).double()}
-    printed, biased = make(batch).fusion, make(batch, k_scale="logbias").fusion
-    alone = torch.softmax(
-        biased.W_Q(h["language"]) @ biased.W_K(h["vision"]).transpose(1, 2) / math.sqrt(6), -1
-    ) @ biased.W_V(h["vision"])
-    torch.testing.assert_close(biased(h, valid, w), alone)
-    assert not torch.allclose(printed(h, valid, w), alone)
-
-
 # --- each part counts -------------------------------------------------------------------------------------------------
 
 
@@ -445,20 +132,12 @@ def test_every_loss_term_is_there_weighted_and_reaches_parameters():
         assert got == set(parts), term
 
 
-def test_gradients_to_the_originals_and_the_error():
+def test_no_gradient_reaches_the_originals():
     batch = make_batch()
-
-    def gradient(term, **options):
-        model = make(batch, **options)
-        model(batch).losses[term].backward()
-        return {n: p.grad for n, p in model.named_parameters()}
-
-    held, free = gradient("unimodal"), gradient("unimodal", stop_complete=False)
-    assert not torch.allclose(held["encoder.audio.project.weight"], free["encoder.audio.project.weight"])
-    torch.testing.assert_close(held["hdcr.audio.layers.1.out.weight"], free["hdcr.audio.layers.1.out.weight"])
-    held, free = gradient("calibration"), gradient("calibration", error_grad=True)
-    assert held["hdcr.audio.layers.1.out.weight"] is None
-    assert free["hdcr.audio.layers.1.out.weight"].any()
+    x = batch.complete.features["audio"].clone().requires_grad_()
+    complete = batch.complete.replace(features={**batch.complete.features, "audio": x})
+    sum(make(batch)(batch.replace(complete=complete)).losses.values()).backward()
+    assert x.grad is None
 
 
 def test_gradcheck_of_the_objective():
@@ -521,24 +200,13 @@ def test_dropout_is_for_training():
     torch.testing.assert_close(model.diagnose(batch).prediction, model(batch).logits)
 
 
-def test_subsampled_tokens():
-    batch = make_batch(n=12)
-    model = make(batch, samples="subsampled", token_samples=8)
-    torch.manual_seed(0)
-    a = model(batch).losses["joint"]
-    torch.manual_seed(0)
-    assert model(batch).losses["joint"] == a
-    assert model(batch).losses["joint"] != a
-    assert a > 0
-
-
 # --- what it may see --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("reading", list(READINGS))
-def test_predictions_need_neither_presence_nor_what_was_dropped(reading):
+@pytest.mark.parametrize("preset", PRESETS)
+def test_predictions_need_neither_presence_nor_what_was_dropped(preset):
     batch = make_batch()
-    model = make(batch, reading=reading, train=False)
+    model = make(batch, preset=preset, train=False)
     expected = model(batch).logits
     shuffled = batch.present[torch.randperm(6, generator=torch.Generator().manual_seed(0))].logical_not()
     blind = batch.replace(
@@ -557,10 +225,10 @@ def test_predictions_need_neither_presence_nor_what_was_dropped(reading):
         torch.testing.assert_close(b[name], value, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("reading", list(READINGS))
-def test_padding_and_the_company_of_a_sample_change_nothing(reading):
+@pytest.mark.parametrize("preset", PRESETS)
+def test_padding_and_the_company_of_a_sample_change_nothing(preset):
     batch = make_batch()
-    model = make(batch, reading=reading, train=False)
+    model = make(batch, preset=preset, train=False)
     expected = model(batch).logits
     torch.testing.assert_close(torch.cat([model(batch[i]).logits for i in range(6)]), expected)
     junk = {m: torch.where(batch.valid[m][..., None], x, 99.0) for m, x in batch.features.items()}
@@ -608,7 +276,7 @@ def test_parameters_with_bert_base():
     with torch.device("meta"):
         bert = transformers.BertModel(transformers.BertConfig())
         assert count(bert) == 109_482_240
-        models = {r: DEAR(bert, reading=r, feature_shapes=shapes) for r in READINGS}
+        models = {r: DEAR(bert, preset=r, feature_shapes=shapes) for r in PRESETS}
     assert count(models["paper"]) == 111_664_570
     assert count(models["table8"]) == 114_043_784
     assert 4.0e6 < count(models["table8"]) - count(bert) < 5.0e6
@@ -733,8 +401,8 @@ def test_bad_texts_and_encoders():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("reading", list(READINGS))
-def test_it_learns_and_comes_back_from_disk(reading, tmp_path):
+@pytest.mark.parametrize("preset", PRESETS)
+def test_it_learns_and_comes_back_from_disk(preset, tmp_path):
     g = torch.Generator().manual_seed(0)
     score = torch.randn(96, generator=g)
     ramp = torch.tensor([1.0, 0.0, 0.0])  # beside constants: Eq. 5's normalisation hides what all features share
@@ -742,7 +410,7 @@ def test_it_learns_and_comes_back_from_disk(reading, tmp_path):
     data = MultimodalDataset.from_arrays({"text": noisy(4, 3), "audio": noisy(2, 3)}, score)
     plan = MissingPlan("lnln", seed=1, resample=True)
     with random_state(0):
-        model = DEAR.for_data(data, reading=reading, **{**SMALL, "width": 16, "hidden": 16})
+        model = DEAR.for_data(data, preset=preset, **{**SMALL, "width": 16, "hidden": 16})
     assert model.query == "text"
     config = TrainConfig(
         epochs=15, batch_size=16, lr=1e-2, device="cpu", optimizer="adamw", schedule="linear-warmup-cosine"
@@ -752,7 +420,7 @@ def test_it_learns_and_comes_back_from_disk(reading, tmp_path):
     assert history.epochs[-1]["valid_mae"] < 0.75 * history.epochs[0]["valid_mae"]
     save(model, tmp_path / "dear.pt")
     with random_state(1):
-        again = DEAR.for_data(data, reading=reading, **{**SMALL, "width": 16, "hidden": 16})
+        again = DEAR.for_data(data, preset=preset, **{**SMALL, "width": 16, "hidden": 16})
     load(again, tmp_path / "dear.pt")
     present = torch.rand(96, 2, generator=g) < 0.5
     torch.testing.assert_close(predict(again, data, present=present), predict(model, data, present=present))
@@ -775,18 +443,6 @@ def test_diagnosis_of_a_data_set():
         mmd(whole.original[m][k], whole.reconstructed[m][k]) for m, k in zip(model.modalities, there.T, strict=True)
     )
     torch.testing.assert_close(0.3 * each, model(batch).losses["unimodal"])
-
-
-def test_running_variance_scales_the_diagnosis():
-    batch = make_batch()
-    plain, scaled = make(batch), make(batch, error_scale="variance")
-    scaled(batch)
-    assert (scaled.variance != 1).all()
-    torch.testing.assert_close(scaled.diagnose(batch).error, plain.diagnose(batch).error / scaled.variance)
-    before = scaled.variance.clone()
-    none = batch.complete.replace(present=torch.zeros(6, 3, dtype=torch.bool), observed={})
-    scaled(batch.replace(complete=none))
-    torch.testing.assert_close(scaled.variance, before)  # nothing seen, nothing learnt
 
 
 @pytest.mark.slow
@@ -838,8 +494,8 @@ def test_mixed_precision_and_compilation(alignment):
         assert low.losses[name].item() == pytest.approx(value.item(), rel=0.2, abs=0.05), name
     compiled = torch.compile(lambda e: model.reconstruct(e), fullgraph=True, backend="eager")
     encoded = model.encode(batch)
-    for m, (hidden, _) in compiled(encoded).items():
-        torch.testing.assert_close(hidden, model.reconstruct(encoded)[m][0])
+    for m, hidden in compiled(encoded)[0].items():
+        torch.testing.assert_close(hidden, model.reconstruct(encoded)[0][m])
 
 
 @pytest.mark.parametrize(
@@ -847,26 +503,16 @@ def test_mixed_precision_and_compilation(alignment):
     [
         ({"feature_shapes": {"a": (2, 3)}}, "feature_shapes: expected at least two modalities"),
         ({"outputs": 2}, "outputs: expected 1 for regression"),
-        ({"query": "touch"}, "query: unknown modalities"),
+        ({"query": "touch"}, "query: expected"),
         ({"tau": 0.0}, "tau: expected a number above 0"),
-        ({"epsilon": -1.0}, "epsilon: expected a number above 0"),
         ({"lambda1": -0.1}, "lambda1: expected a number"),
         ({"beta": float("nan")}, "beta: expected a number"),
         ({"layers": 0}, "layers: expected an integer"),
-        ({"text_layers": -1}, "text_layers: expected an integer"),
         ({"dropout": 1.0}, "dropout: expected a number in"),
-        ({"bandwidths": (0.0,)}, r"bandwidths\[0\]: expected None or a number above 0"),
-        ({"space": "raw", "encoder": "tokens"}, "space: 'raw' features have a frame each"),
-        ({"space": "raw", "samples": "tokens"}, "samples: expected 'mean'"),
-        ({"reading": "wild"}, "reading: expected \'.* or \'"),
+        ({"preset": "wild"}, "preset: expected \'.* or \'"),
         ({"lambda3": 1.0}, "options: unknown"),
-        *(
-            ({name: "wild"}, f"{name}: expected ")
-            for name in (
-                "encoder", "space", "alignment", "samples", "joint_sum", "norm", "stream_input", "fusion", "k_scale",
-                "streams", "main", "aux", "error", "error_scale",
-            )
-        ),
+        ({"alignment": "wild"}, "alignment: expected "),
+        ({"streams": "wild"}, "streams: expected "),
     ],
 )  # fmt: skip
 def test_bad_options(options, message):

@@ -67,12 +67,12 @@ def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
         raise ValueError(f"target: expected classes in [0, {logits.shape[1]}) ({error})") from error
 
 
-def check_target(y: Tensor, regression: bool) -> None:
+def check_target(target: Tensor, regression: bool) -> None:
     """Raise ValueError unless a target of samples is float scores [B] or, without regression, classes or labels."""
-    labels = Is("a tensor", Tensor)("target", y).dtype == torch.bool
-    if y.is_floating_point() != regression or y.ndim != 1 + labels:
+    labels = Is("a tensor", Tensor)("target", target).dtype == torch.bool
+    if target.is_floating_point() != regression or target.ndim != 1 + labels:
         expected = "float scores [B]" if regression else "int64 classes [B] or bool labels [B, K]"
-        raise ValueError(f"target: expected {expected}, got {y.dtype} {tuple(y.shape)}")
+        raise ValueError(f"target: expected {expected}, got {target.dtype} {tuple(target.shape)}")
 
 
 def task_loss(logits: Tensor, target: Tensor, weight: Tensor | None = None, lead: int | None = None) -> Tensor:

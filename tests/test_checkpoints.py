@@ -69,6 +69,12 @@ METHODS: dict[str, tuple[Make, MultimodalDataset]] = {
         lambda **o: DEAR.for_data(SCORES, **{"width": 8, "heads": 2, "head_width": 4, "hidden": 8, "layers": 1, **o}),
         SCORES,
     ),
+    "dear, otherwise": (
+        lambda **o: DEAR.for_data(
+            SCORES, **{"residual": True, "width": 8, "heads": 2, "head_width": 4, "hidden": 8, "layers": 1, **o}
+        ),
+        SCORES,
+    ),
     "balm": (lambda **o: BALM(generic(), **{"rho": 1.4, **o}), DATA),
     "cggm": (lambda **o: CGGM(generic(), **o), DATA),
     "ogm-ge": (lambda **o: OGMGE(generic(), **o), DATA),
@@ -118,8 +124,7 @@ WORDS: dict[str, tuple[Any, ...]] = {
     "encoder": ("tokens", "gru"),
     "space": ("raw",),
     "alignment": ("sinkhorn",),
-    "samples": ("tokens",),
-    "bandwidths": ((1.0, 2.0),),
+    "samples": ("subsampled",),
     "joint_sum": ("literal",),
     "norm": ("layer", "after"),
     "stream_input": ("encoded",),

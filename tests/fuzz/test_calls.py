@@ -28,10 +28,11 @@ from book.support import experiments, figures, results
 from mmlib import backbones, coalitions, data, files, layers, losses, metrics, missing, sklearn, statistics, training
 from mmlib.backbones import base, dialogue, mmgcn, selfmm
 from mmlib.baselines import cggm, joint, mbt_sample, ogm_ge, pmr
-from mmlib.batch import MultimodalBatch, MultimodalDataset, frame_axis, per_frame, stable_ids
+from mmlib.batch import MultimodalBatch, MultimodalDataset, frame_axis, in_parts, per_frame, stable_ids
 from mmlib.data import avmnist, conversations, iemocap, mfeat, mmsa, synthetic, text
 from mmlib.data import dialogue as dialogue_files
 from mmlib.methods import balm, dear, dream, mce
+from mmlib.methods.released import dear as other_dear
 from mmlib.methods.released import dream as other_dream
 from mmlib.methods.released import mce as released_mce
 from mmlib.missing import MissingMask, MissingPlan
@@ -242,6 +243,12 @@ case("layers.MLP", layers.MLP, lambda: dict(widths=[3, 4, 2], dropout=0.1),
      widths=lambda good: [None, "x", 3, [], [3], [3, 0], [3, "a"], [3, 2.5]], dropout=SHARE)
 case("layers.as_frames", layers.as_frames, lambda: dict(x=R(2, 3, 4)), x=lambda good: [None, "x", 3, R(2)[0],
      good.tolist()])
+case("layers.check_fits", layers.check_fits, lambda: dict(batch=batch(), feature_shapes=SHAPES), batch=wrong_batches,
+     feature_shapes=lambda good: [])  # as a configuration has checked them
+case("losses.check_target", losses.check_target, lambda: dict(target=torch.rand(3), regression=True),
+     target=lambda good: [None, "x", 3, I(3, 5), R(3, 4)], regression=lambda good: [])
+case("batch.in_parts", lambda data, batch_size: list(in_parts(data, batch_size)),
+     lambda: dict(data=train(), batch_size=8), data=thing, batch_size=POSITIVE)
 case("layers.frame_shapes", layers.frame_shapes, lambda: dict(feature_shapes=SHAPES),
      feature_shapes=lambda good: [*by_name(good), {"a": 3}, {"a": (3,)}, {"a": (0, 2)}, {"a": (1, 2, 3, 4, 5)},
      {"a": ("x",)}])
@@ -580,16 +587,21 @@ case("dear.SynergisticAttention", dear.SynergisticAttention,
      modalities=lambda good: [None, "x", 3, (), (1, 2), ("vision",)], width=POSITIVE)
 case("dear.DEAR", dear.DEAR, lambda: dict(text_encoder=None, preset="paper", feature_shapes=SHAPES, width=8, heads=2),
      text_encoder=lambda good: ["x", 3, net()], preset=choice, feature_shapes=by_name, width=POSITIVE, heads=POSITIVE)
-case("released_dear.SummaryTokens", released_dear.SummaryTokens, lambda: dict(config=DEAR(), frames=4, source=3),
+case("dear.SummaryTokens", other_dear.SummaryTokens, lambda: dict(config=DEAR(), frames=4, source=3),
      config=thing, frames=POSITIVE, source=POSITIVE)
-case("released_dear.RawReconstruction", released_dear.RawReconstruction,
+case("dear.RawReconstruction", other_dear.RawReconstruction,
      lambda: dict(config=DEAR(), frames=4, layers=1, out=3), config=thing, frames=POSITIVE, layers=FIVE, out=POSITIVE)
-case("released_dear.SelfAttention", released_dear.SelfAttention, lambda: dict(config=DEAR()), config=thing)
-case("released_dear.GatedFusion", released_dear.GatedFusion, lambda: dict(modalities=("audio", "vision"), width=4),
-     modalities=lambda good: [None, "x", 3, (), (1, 2)], width=POSITIVE)
+case("dear.SelfAttention", other_dear.SelfAttention, lambda: dict(config=DEAR()), config=thing)
+case("dear.LogBiasAttention", other_dear.LogBiasAttention,
+     lambda: dict(query="audio", modalities=("audio", "vision"), width=4), query=choice,
+     modalities=lambda good: [None, "x", 3, (), (1, 2), ("vision",)], width=POSITIVE)
+case("dear.OtherDEAR", other_dear.OtherDEAR, lambda: dict(text_encoder=None, preset="table8", feature_shapes=SHAPES),
+     text_encoder=lambda good: ["x", 3, net()], preset=choice, feature_shapes=by_name)
+case("dear.GatedFusion", other_dear.GatedFusion, lambda: dict(modalities=("audio", "vision"), width=4),
+     modalities=lambda good: [None, "x", 3, (), (1, 2), ("a",)], width=POSITIVE)
 case("dear.DEAR.for_data", dear.DEAR.for_data, lambda: dict(data=train(), text_encoder=None, width=8, heads=2),
      data=lambda good: [*thing(good), talk(), train().select(["audio"])], text_encoder=lambda good: ["x", 3, net()],
-     width=POSITIVE, heads=POSITIVE)
+     width=POSITIVE, heads=POSITIVE, valid=lambda good: [], config=lambda good: [])
 case("dear.DEAR.diagnose", lambda data, batch_size: methods()["dear"].diagnose(data, batch_size),
      lambda: dict(data=train(), batch_size=8), data=wrong_data, batch_size=POSITIVE)
 case("released.dream.permutation_coalitions", other_dream.permutation_coalitions,
@@ -1055,6 +1067,7 @@ CONFIGURATIONS: dict[type, dict[str, Any]] = {
     released_mce.ReleasedMCEConfig: {},
     balm.BALMConfig: {},
     dear.DEARConfig: {"feature_shapes": SHAPES},
+    other_dear.OtherDEARConfig: {"feature_shapes": SHAPES},
     dream.DREAMConfig: {"feature_shapes": SHAPES, "outputs": 4},
     other_dream.OtherDREAMConfig: {"feature_shapes": SHAPES, "outputs": 4},
     **{
@@ -1199,13 +1212,17 @@ NOT_CALLED = {  # public, and why there is no case
     "checks": "the checker itself, see tests/test_checks.py",
     "methods._presets": "a base of methods", "methods._data_checks": "checks",
     "methods._score_table": "what a method keeps",
-    "Assessed": "a record", "Contributions": "a record", "Diagnosis": "a record", "Encoded": "a record",
+    "Compared": "a record", "ReadsText": "a part of a method",
+    "Contributions": "a record", "Diagnosis": "a record", "Encoded": "a record",
     "History": "a record", "Interval": "a record", "Output": "a record", "State": "a record", "Truth": "a record",
     "Evaluator": "its subclasses are called", "cache_folder": "no arguments", "names": "no arguments",
     "processes": "no arguments", "SharesBatches": "a part of a method",
+    "check_finite": "of predictions that a method made", "full": "of a tensor", "joined": "of results of batches",
     "reliability_weights": "printed whole on a page; one line of DEAR's own forward pass",
 }  # fmt: skip
 INTERNAL = {  # methods that a net, a method or the loop calls with what it made itself
+    "align", "assess", "check", "compared", "descriptor", "distance", "error", "frames_read", "losses", "make_fusion",
+    "make_hdcr", "originals", "points", "read", "read_with", "reliability", "supervised", "task",
     "check_rates", "drop", "keeps", "realised",
      "complete", "decode", "disturb", "edges", "encode", "encode_dialogue", "encode_modality",
      "finish_epoch",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...batch import MultimodalBatch
-from ...checks import Flag, Is, OneOf, Whole, option
+from ...checks import Flag, Is, OneOf, Several, Text, Whole, option
 from ...layers import TransformerLayer, full, masked_mean, same_draw
 from ...losses import task_loss
 from ..dear import (
@@ -147,6 +147,7 @@ class GatedFusion(nn.Module):
 
     def __init__(self, modalities: tuple[str, ...], width: int):
         super().__init__()
+        Several(Text, 2)("modalities", modalities)
         Whole(1)("width", width)
         self.gate = nn.ModuleDict({m: nn.Linear(len(modalities) * width, width) for m in modalities})
         self.value = nn.ModuleDict({m: nn.Linear(width, width) for m in modalities})

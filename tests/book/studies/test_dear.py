@@ -14,7 +14,7 @@ from book.studies import dear as study
 from book.studies import dear_checks
 from book.support import experiments, results
 from mmlib import data, losses, missing
-from mmlib.methods.dear import DEARConfig
+from mmlib.methods.released.dear import OtherDEARConfig
 from mmlib.missing import MissingPlan
 
 SMALL = {"epochs": 1, "batch_size": 64, "lr": 1e-2}
@@ -45,7 +45,7 @@ def test_a_table_has_seeds_enough_and_options_that_exist(table: str) -> None:
         json.dumps(configs)
         for config in configs:
             if config["method"] == "dear":
-                known = {*DEARConfig.__dataclass_fields__, "reading", "text_encoder"}
+                known = {*OtherDEARConfig.__dataclass_fields__, "preset", "text_encoder"}
                 assert set(config["method_options"]) <= known
     assert study.path(table).name.startswith("dear-")
     assert table in study.command(table)

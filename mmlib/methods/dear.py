@@ -49,8 +49,7 @@ class DEARConfig:
     feature_shapes: Mapping[str, tuple[int, ...]] = option(MISSING, SHAPES)
     outputs: int = option(1, Whole(1))  # K: classes or labels, 1 for regression
     regression: bool = option(True, Flag())
-    # width of the text encoder's tokens; None: what its config.hidden_size says
-    text_width: int | None = option(None, Maybe(Whole(1)))
+    text_width: int | None = option(None, Maybe(Whole(1)))  # of tokens; None: the text encoder's config.hidden_size
     freeze_text: bool = option(False, Flag())  # the text encoder stays as it is, in eval mode
     width: int = option(128, Whole(1))  # d
     heads: int = option(8, Whole(1))

@@ -50,7 +50,7 @@ __all__ = [
     "check_all",
     "check_known",
     "check_options",
-    "from_reading",
+    "from_preset",
     "option",
     "shown",
 ]
@@ -333,10 +333,10 @@ def check_all(checks: Mapping[str, Any], given: Mapping[str, Any]) -> None:
         check(name, given[name])
 
 
-def from_reading(
-    kind: type[Any], readings: Mapping[str, Mapping[str, Any]], reading: str, options: Mapping[str, Any]
+def from_preset(
+    kind: type[Any], presets: Mapping[str, Mapping[str, Any]], preset: str, options: Mapping[str, Any]
 ) -> Any:
-    """The configuration of a reading (a set of options by name), with ``options`` over it."""
-    OneOf(*readings)("reading", reading)
+    """The configuration of a preset (a set of options by name), with ``options`` over it."""
+    OneOf(*presets)("preset", preset)
     check_known("options", options, [field.name for field in dataclasses.fields(kind)], "options")
-    return kind(**{**readings[reading], **options})
+    return kind(**{**presets[preset], **options})

@@ -34,28 +34,23 @@ Build = Callable[
 ]
 
 
-def _plugged(method: Any) -> Build:
-    return lambda train, valid, config, net, options: method(GenericBackbone.for_data(train, **net), **options)
+def _on(network: Any, kind: Any) -> Build:
+    """A method on a network for the data, its first stage done too."""
+    return lambda train, valid, config, net, options: kind.for_data(
+        train, network and network.for_data(train, **net), valid, config, **options
+    )
 
 
-METHODS: dict[str, Build] = {  # the first stage of "mce" and "dream" is done too
-    "joint": _plugged(JointTraining),
-    "mce": lambda train, valid, config, net, options: MCE.for_data(
-        GenericBackbone.for_data(train, **net), train, valid, config, **options
-    ),
-    "dream": lambda train, valid, config, net, options: DREAM.for_data(
-        MLPEvaluator.for_data(train, **net), train, valid, config, **options
-    ),
-    "dear": lambda train, valid, config, net, options: DEAR.for_data(train, **options),
-    "balm": lambda train, valid, config, net, options: BALM.for_data(
-        GenericBackbone.for_data(train, **net), train, **options
-    ),
-    "cggm": _plugged(CGGM),
-    "ogm-ge": _plugged(OGMGE),
-    "pmr": lambda train, valid, config, net, options: PMR(
-        GenericBackbone.for_data(train, **net), train.info["outputs"], **options
-    ),
-    "mbt-sample": _plugged(MBTSample),
+METHODS: dict[str, Build] = {
+    "joint": _on(GenericBackbone, JointTraining),
+    "mce": _on(GenericBackbone, MCE),
+    "dream": _on(MLPEvaluator, DREAM),
+    "dear": _on(None, DEAR),  # a whole model
+    "balm": _on(GenericBackbone, BALM),
+    "cggm": _on(GenericBackbone, CGGM),
+    "ogm-ge": _on(GenericBackbone, OGMGE),
+    "pmr": _on(GenericBackbone, PMR),
+    "mbt-sample": _on(GenericBackbone, MBTSample),
 }
 
 

@@ -2,13 +2,13 @@
 
 A method is an ``nn.Module`` with ``forward(batch) -> Output(logits, losses)``; the objective is the sum of ``losses``.
 `fit` is the loop, top to bottom; what follows it in this file is what the loop calls. What a paper does besides its
-loss (gradient rebalancing, a curriculum, statistics) is a *hook*: any object with some of the methods
+loss (gradient rebalancing, a curriculum, statistics) is a *callback*: any object with some of the methods
 
     on_start  on_epoch_start  on_batch  on_backward  on_step  on_epoch_end  on_end        (each takes the State)
 
 and, where it has a state to be checkpointed, ``state_dict`` and ``load_state_dict``. The method itself takes part as
-the first hook, where it defines any of these. A method with the attribute ``needs_complete = True`` finds what a plan
-dropped in ``batch.complete``, in training alone.
+the first callback, where it defines any of these. A method with the attribute ``needs_complete = True`` finds what a
+plan dropped in ``batch.complete``, in training alone.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ MINIMISED = ("loss", "mae", "mse", "rmse")  # validation metrics of which less i
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How to train. Everything that can change the numbers is here, in the data, in the method or in the hooks."""
+    """How to train. Everything that can change the numbers is here, in the data, in the method or in the callbacks."""
 
     epochs: int = option(30, Whole(1))
     batch_size: int = option(64, Whole(1))  # samples that go through the method at once, over all processes together
@@ -144,7 +144,7 @@ class History:
 
 @dataclass
 class State:
-    """What a hook sees, and may change: ``train`` in on_epoch_start (for that epoch), ``batch`` in on_batch, the
+    """What a callback sees, and may change: ``train`` in on_epoch_start (for that epoch), ``batch`` in on_batch, the
     gradients in on_backward, ``stop`` at any time."""
 
     method: nn.Module  # the method itself, not its wrappers
@@ -168,20 +168,20 @@ def fit(
     config: TrainConfig = TrainConfig(),
     *,
     train_plan: MissingPlan | None = None,
-    hooks: Sequence[Any] = (),
+    callbacks: Sequence[Any] = (),
     checkpoint: str | Path | None = None,
     metrics: Scores | None = None,
 ) -> History:
     """Train ``method`` in place and return its history; it is left on the training device, in eval mode.
 
     train_plan : what the training split misses, drawn once, or anew every epoch where the plan resamples
-    hooks : called in order; ``on_batch`` before a forward pass, ``on_backward`` between the last backward pass and the
-        optimizer step, when gradients are whole, unscaled and the same in every process, ``on_step`` after it
+    callbacks : called in order; ``on_batch`` before a forward pass, ``on_backward`` between the last backward pass and
+        the optimizer step, when gradients are whole, unscaled and the same in every process, ``on_step`` after it
     checkpoint : a file that is rewritten after every epoch and resumed from where it exists. On the CPU a resumed run
         gives the numbers of an uninterrupted one, to the bit. It belongs to its configuration, data, plan, method and
-        hooks: to the settings of all their parts, the public attributes that hold numbers, strings, tuples of them or
-        dataclasses, as far as training does not change them. With more epochs (or steps) a run goes on, also a finished
-        one, unless the schedule depends on how many steps there are, or it ended within an epoch
+        callbacks: to the settings of all their parts, the public attributes that hold numbers, strings, tuples of them
+        or dataclasses, as far as training does not change them. With more epochs (or steps) a run goes on, also a
+        finished one, unless the schedule depends on how many steps there are, or it ended within an epoch
     metrics : (logits, batch) -> dict of validation metrics; default `validation_scores`
 
     Each epoch is a seeded permutation and drops nothing. A mini-batch is split between the processes and its loss
@@ -191,15 +191,15 @@ def fit(
     Every process trains, the main one validates and writes. The caller's random state (Python, NumPy, torch) is the
     same after the call as before.
 
-    A method or hook may put another data set into ``state.train`` in ``on_epoch_start``, the same in every process; it
-    holds for that epoch, and the next begins with the split again. ``epochs`` means that many passes over the *split*
-    in optimizer steps: the schedule, and the end of training, count steps, so a method that lengthens its epochs has
-    fewer of them and the same number of steps as any other method.
+    A method or callback may put another data set into ``state.train`` in ``on_epoch_start``, the same in every process;
+    it holds for that epoch, and the next begins with the split again. ``epochs`` means that many passes over the
+    *split* in optimizer steps: the schedule, and the end of training, count steps, so a method that lengthens its
+    epochs has fewer of them and the same number of steps as any other method.
 
     Raises ValueError for what does not fit together or a checkpoint of another configuration, and FloatingPointError,
     naming epoch, step and loss term, when a loss or a weight is not finite; the last checkpoint stays as it was.
     """
-    _check_call(method, train, valid, config, train_plan, hooks, checkpoint, metrics)
+    _check_call(method, train, valid, config, train_plan, callbacks, checkpoint, metrics)
     labels = train.target is not None and train.target.dtype == torch.bool
     usual = "macro_f1" if labels else "mae" if train.info.get("task") == "regression" else "accuracy"
     monitor = config.monitor or usual
@@ -231,9 +231,9 @@ def fit(
         held_out = valid.to(device) if valid is not None and resident and not valid.streamed else valid
 
         state = State(method, optimizer, accelerator, config, History(), data)
-        callers = [*([method] if any(hasattr(method, name) for name in _EVENTS) else []), *hooks]
-        call = lambda event: [getattr(hook, event)(state) for hook in callers if hasattr(hook, event)]
-        saved = _Checkpoint(checkpoint, state, scheduler, budget, hooks, monitor)
+        callers = [*([method] if any(hasattr(method, name) for name in _EVENTS) else []), *callbacks]
+        call = lambda event: [getattr(callback, event)(state) for callback in callers if hasattr(callback, event)]
+        saved = _Checkpoint(checkpoint, state, scheduler, budget, callbacks, monitor)
         if checkpoint is not None:
             saved.identify(train, valid, train_plan)
             saved.resume()
@@ -309,7 +309,7 @@ def fit(
 
 
 def _check_call(
-    method: Any, train: Any, valid: Any, config: Any, train_plan: Any, hooks: Any, checkpoint: Any, metrics: Any
+    method: Any, train: Any, valid: Any, config: Any, train_plan: Any, callbacks: Any, checkpoint: Any, metrics: Any
 ) -> None:
     from .missing import MissingPlan
 
@@ -317,7 +317,7 @@ def _check_call(
     Maybe(DATASET)("valid", valid)
     Is("a TrainConfig", TrainConfig)("config", config)
     Maybe(Is("a MissingPlan", MissingPlan))("train_plan", train_plan)
-    Several(Is("an object with events", object))("hooks", hooks)
+    Several(Is("an object with events", object))("callbacks", callbacks)
     Maybe(PATH)("checkpoint", checkpoint)
     Maybe(Function("a function (logits, batch) -> dict"))("metrics", metrics)
     known = _modalities(method)
@@ -758,13 +758,17 @@ class _Checkpoint:
     """Everything that a run needs to go on, in one file, replaced as a whole after every epoch."""
 
     def __init__(
-        self, path: str | Path | None, state: State, scheduler: Any, budget: int, hooks: Sequence[Any], monitor: str
+        self, path: str | Path | None, state: State, scheduler: Any, budget: int, callbacks: Sequence[Any], monitor: str
     ):
         self.path = Path(path or "")
         self.wanted = path is not None
         self.state, self.scheduler, self.budget = state, scheduler, budget
-        self.callers = list(hooks)
-        self.hooks = [hook for hook in hooks if hasattr(hook, "state_dict") and hasattr(hook, "load_state_dict")]
+        self.callers = list(callbacks)
+        self.callbacks = [
+            callback
+            for callback in callbacks
+            if hasattr(callback, "state_dict") and hasattr(callback, "load_state_dict")
+        ]
         self.monitor = monitor
         self.cut = False  # whether the last epoch ended before its data did
         self.best = _Best()
@@ -788,15 +792,15 @@ class _Checkpoint:
             "train": data_fingerprint(train),
             "valid": None if valid is None else data_fingerprint(valid),
             "train_plan": None if plan is None else json.dumps(plan.to_dict(), sort_keys=True, default=str),
-            "hooks": ",".join(type(hook).__qualname__ for hook in self.callers),
+            "callbacks": ",".join(type(callback).__qualname__ for callback in self.callers),
             "processes": self.state.accelerator.num_processes,
         }
         self.settings = self._all_settings()
 
     def _all_settings(self) -> dict[str, Any]:
         found = _settings(self.state.method)
-        for i, hook in enumerate(self.callers):
-            found.update(_settings(hook, f"hooks[{i}]."))
+        for i, callback in enumerate(self.callers):
+            found.update(_settings(callback, f"callbacks[{i}]."))
         return found
 
     def resume(self) -> None:
@@ -818,7 +822,7 @@ class _Checkpoint:
             group.update(values)
         if state.accelerator.scaler is not None and content["scaler"] is not None:
             self._put("scaler", state.accelerator.scaler.load_state_dict, content["scaler"])
-        self._put("hooks", self._load_hooks, content["hooks"])
+        self._put("callbacks", self._load_callbacks, content["callbacks"])
         self._put("best", self._load_best, content["best"])
         state.epoch, state.step, state.stop = content["epoch"], content["step"], content["stop"]
         state.history.epochs[:] = content["history"]
@@ -830,13 +834,13 @@ class _Checkpoint:
         """Give a stored part to whom it belongs; what is wrong with it there is said with the file and the key."""
         try:
             load(value)
-        except Exception as error:  # of torch or of a hook: whatever it likes
+        except Exception as error:  # of torch or of a callback: whatever it likes
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ValueError(f"{self.path.name}: {key!r} does not fit this run ({reason:.200})") from error
 
-    def _load_hooks(self, stored: list[Any]) -> None:
-        for hook, own in zip(self.hooks, stored, strict=True):
-            hook.load_state_dict(own)
+    def _load_callbacks(self, stored: list[Any]) -> None:
+        for callback, own in zip(self.callbacks, stored, strict=True):
+            callback.load_state_dict(own)
 
     def _load_best(self, stored: Mapping[str, Any]) -> None:
         self.best = _Best(stored["epoch"], stored["value"], stored["weights"])
@@ -903,7 +907,7 @@ class _Checkpoint:
             "optimizer": state.optimizer.state_dict(),
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
-            "hooks": [hook.state_dict() for hook in self.hooks],
+            "callbacks": [callback.state_dict() for callback in self.callbacks],
             "epoch": state.epoch,
             "step": state.step,
             "stop": state.stop,
@@ -916,7 +920,7 @@ class _Checkpoint:
 
 
 def _settings(owner: Any, prefix: str = "") -> dict[str, Any]:
-    """What a method or hook and its parts were made with, by readable names: classes, plain attributes, what is frozen.
+    """What a method or callback and its parts were made with, by names: classes, plain attributes, what is frozen.
 
     Attributes that are private, tensors, or of no describable kind are left out, as is what a module is in (`training`,
     and the wrappers of accelerate).
@@ -1007,7 +1011,7 @@ _KINDS: dict[str, dict[str, Any]] = {  # what the files must hold, and of which 
     "mmlib-weights": {"method": str, "weights": dict, "facts": dict},
     "mmlib-checkpoint": {
         **{name: dict for name in ("facts", "settings", "method", "optimizer", "best")},
-        **{name: list for name in ("changing", "hooks", "history", "random")},
+        **{name: list for name in ("changing", "callbacks", "history", "random")},
         **{name: int for name in ("budget", "epoch", "step")},
         **{name: bool for name in ("cut", "stop")},
         **{name: (dict, type(None)) for name in ("scheduler", "scaler")},

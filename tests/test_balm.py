@@ -24,8 +24,7 @@ from mmlib.backbones import AVMNISTBackbone, Backbone, GenericBackbone, GenericC
 from mmlib.baselines import JointTraining
 from mmlib.coalitions import coalition_logits, coalition_masks
 from mmlib.methods.balm import (
-    READINGS,
-    VARIANTS,
+    PRESETS,
     BALMConfig,
     EncoderGradients,
     FeatureCalibration,
@@ -628,7 +627,7 @@ def test_noise_has_the_spread_of_the_scaled_gradient() -> None:
         assert torch.equal(plain, noisy) is not differs
     ratio = (runs[1][0] - runs[0][0]).std() / runs[0][0].std()
     assert 0.9 < ratio < 1.1
-    assert plugged(Foreign(), reading="released").config.grad_noise
+    assert plugged(Foreign(), preset="released").config.grad_noise
     net = Foreign().double()
     single = EncoderGradients(net, {"a": [(net.ears[0].bias, slice(0, 1))], "b": net.eyes})
     net(audio, image).sum().backward()
@@ -664,7 +663,7 @@ def test_rows_that_are_padding_or_miss_the_modality() -> None:
     found = {}
     for rows in ("all", "present"):
         net = Foreign().double()
-        grm = plugged(net, rows=rows)
+        grm = plugged(net, samples=rows)
         logits = net(audio, image)
         z = [net.ears(audio).detach(), net.eyes(image).detach()]
         loss = grm(logits, y, dict(zip(("audio", "image"), z, strict=True)), present, real)["unimodal"]
@@ -684,13 +683,13 @@ def test_rows_that_are_padding_or_miss_the_modality() -> None:
         assert loss.item() == pytest.approx(expected.item(), rel=1e-9)
         found[rows] = grm.level
     assert not torch.allclose(found["all"], found["present"])
-    with pytest.raises(ValueError, match="present: expected bool .* for rows='present', got None"):
+    with pytest.raises(ValueError, match="present: expected bool .* for samples='present', got None"):
         grm(net(audio, image), y)
 
 
 def test_a_modality_without_a_sample_and_values_that_are_not_finite_change_nothing() -> None:
     net = Foreign().double()
-    grm = plugged(net, rows="present")
+    grm = plugged(net, samples="present")
     (audio, image, y), (audio2, image2, y2), (audio3, image3, y3) = stream(steps=3)
     everything = torch.ones(12, 2, dtype=torch.bool)
     grm(net(audio, image), y, present=everything)
@@ -805,7 +804,7 @@ def test_what_encoders_may_not_be() -> None:
         ({"calibration_width": 0}, "calibration_width: expected None or an integer of at least 1"),
         ({"loss": "huber"}, "loss: expected 'task' or 'mse'"),
         ({"discrepancy": "js"}, "discrepancy: expected one of kl, mse, accuracy"),
-        ({"rows": "some"}, "rows: expected 'all' or 'present'"),
+        ({"samples": "some"}, "samples: expected 'all' or 'present'"),
         ({"smoothing": 1.0}, r"smoothing: expected a number in \[0, 1\)"),
         ({"interval": "batch"}, "interval: expected 'step' or 'epoch'"),
         ({"cos_on": "bias"}, "cos_on: expected 'weight' or 'grad'"),
@@ -866,9 +865,9 @@ def test_what_balm_is_made_of() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("variant", "calibration", "mu", "terms"),
+    ("preset", "calibration", "mu", "terms"),
     [
-        ("BALM", True, True, {"task", "unimodal", "modulation"}),
+        ("paper", True, True, {"task", "unimodal", "modulation"}),
         ("BALM-D", True, True, {"task", "unimodal"}),
         ("BALM-S", True, False, {"task", "unimodal", "modulation"}),
         ("BALM-M", True, True, {"task", "unimodal", "modulation"}),
@@ -877,9 +876,9 @@ def test_what_balm_is_made_of() -> None:
         ("monitor", False, False, {"task", "unimodal"}),
     ],
 )
-def test_variants(variant: str, calibration: bool, mu: bool, terms: set) -> None:
+def test_presets(preset: str, calibration: bool, mu: bool, terms: set) -> None:
     data = toy()
-    method = balm(data, variant=variant).train()
+    method = balm(data, preset=preset).train()
     output = method(data[:])
     assert set(output.losses) == terms
     assert (method.calibration is not None) is calibration
@@ -887,13 +886,12 @@ def test_variants(variant: str, calibration: bool, mu: bool, terms: set) -> None
     before = method.backbone.encoders["m0"].net[0].weight.grad.clone()
     method.rebalance()
     assert torch.equal(method.backbone.encoders["m0"].net[0].weight.grad, before) is not mu
-    if variant == "BALM-M":
+    if preset == "BALM-M":
         assert method.config.discrepancy == "mse"
-    if variant == "+FCM":
-        with pytest.raises(ValueError, match="last: expected a variant with rebalancing"):
+    if preset == "+FCM":
+        with pytest.raises(ValueError, match="last: expected a preset with rebalancing"):
             _ = method.last
-    assert set(VARIANTS) >= {"BALM", "BALM-D", "BALM-S", "BALM-M", "+FCM"}
-    assert set(READINGS) == {"paper", "released"}
+    assert set(PRESETS) >= {"paper", "BALM-D", "BALM-S", "BALM-M", "+FCM"}
 
 
 @pytest.mark.slow
@@ -902,18 +900,18 @@ def test_monitoring_changes_nothing_of_the_plain_training() -> None:
     config = TrainConfig(epochs=3, batch_size=16, lr=1e-2, select="last", clip=0.5)
     plain = JointTraining(backbone(data))
     fit(plain, data, config=config, train_plan=PLAN)
-    watched = balm(data, variant="monitor")
+    watched = balm(data, preset="monitor")
     curve = []
 
     class Log:
         def on_step(self, state):
             curve.append(state.method.last["discrepancy"].clone())
 
-    fit(watched, data, config=config, train_plan=PLAN, hooks=[Log()])
+    fit(watched, data, config=config, train_plan=PLAN, callbacks=[Log()])
     torch.testing.assert_close(weights(plain.backbone), weights(watched.backbone), rtol=1e-6, atol=1e-7)
     assert len(curve) == 12
     assert torch.stack(curve).std() > 0
-    counted = balm(data, variant="monitor", clip_heads=True)  # then the heads take their part of the norm
+    counted = balm(data, preset="monitor", clip_heads=True)  # then the heads take their part of the norm
     fit(counted, data, config=config, train_plan=PLAN)
     assert not torch.allclose(weights(plain.backbone), weights(counted.backbone), atol=1e-4)
 
@@ -923,12 +921,12 @@ def test_dialogues_are_their_real_utterances() -> None:
     batch = dialogues(dtype=torch.float32)
     shapes = {"a": (2, 3), "b": (1, 5)}
     with random_state(0):
-        method = BALM(GenericBackbone(GenericConfig(shapes, 3, width=8, dropout=0.0)), variant="+GRM").train()
+        method = BALM(GenericBackbone(GenericConfig(shapes, 3, width=8, dropout=0.0)), preset="+GRM").train()
     losses = method(batch).losses
     method.rebalance()
     level, real = method.rebalancing.level.clone(), batch.extras["utterance"]
     with random_state(0):
-        flat = BALM(GenericBackbone(GenericConfig(shapes, 3, width=8, dropout=0.0)), variant="+GRM").train()
+        flat = BALM(GenericBackbone(GenericConfig(shapes, 3, width=8, dropout=0.0)), preset="+GRM").train()
     one = MultimodalBatch({m: x[real] for m, x in batch.features.items()}, batch.present[real], batch.target[real])
     for name, value in flat(one).losses.items():
         torch.testing.assert_close(losses[name], value)
@@ -937,7 +935,7 @@ def test_dialogues_are_their_real_utterances() -> None:
     wrong = batch.replace(target=torch.where(real, batch.target, 1 - batch.target.clamp(max=1)))
     torch.testing.assert_close(method(wrong).losses["task"], losses["task"])
     with random_state(0):
-        whole = BALM(GenericBackbone(GenericConfig(shapes, 3, width=8)), variant="BALM").train()
+        whole = BALM(GenericBackbone(GenericConfig(shapes, 3, width=8)), preset="paper").train()
     output = whole(batch)
     assert output.logits.shape == (3, 4, 3)
     sum(output.losses.values()).backward()
@@ -968,7 +966,7 @@ def test_it_takes_any_backbone() -> None:
     images = MultimodalDataset.from_arrays(
         {"image": torch.randn(8, 1, 28, 28), "audio": torch.randn(8, 1, 20, 20)}, torch.arange(8) % 3, classes=10
     )
-    method = BALM.for_data(AVMNISTBackbone(), images)
+    method = BALM.for_data(images, AVMNISTBackbone())
     fit(method, images, config=TrainConfig(epochs=1, batch_size=4, select="last"))
     assert method.rebalancing.heads.weight.shape == (2, 10, 64)
     values = coalition_logits(method, images[:], coalition_masks(2))
@@ -979,7 +977,7 @@ def test_it_takes_any_backbone() -> None:
     halves = lambda batch, h: {m: x[..., :4] for m, x in h.items()}
     own = BALM(
         net,
-        variant="+GRM",
+        preset="+GRM",
         encoders={m: [net.encoders[m].net[0]] for m in net.modalities},
         output=net.decoder[-1],
         widths=4,
@@ -1056,10 +1054,10 @@ def test_a_backbone_that_has_neither_encoders_nor_columns_is_refused() -> None:
 def test_what_balm_refuses() -> None:
     data = toy()
     net = backbone(data)
-    with pytest.raises(ValueError, match="variant: expected one of .*BALM-D.* got 'BALM-X'"):
-        BALM(net, variant="BALM-X")
-    with pytest.raises(ValueError, match="reading: expected 'paper' or 'released', got 'code'"):
-        BALM(net, reading="code")
+    with pytest.raises(ValueError, match="preset: expected one of .*BALM-D.* got 'BALM-X'"):
+        BALM(net, preset="BALM-X")
+    with pytest.raises(ValueError, match="preset: expected one of paper, released.* got 'code'"):
+        BALM(net, preset="code")
     with pytest.raises(ValueError, match=r"options: unknown options \['rhoo'\]; known are"):
         BALM(net, rhoo=1.0)
     with pytest.raises(ValueError, match=r"encoders: expected one for each of \['m0', 'm1'\], got \['m0'\]"):
@@ -1085,7 +1083,7 @@ def test_what_balm_refuses() -> None:
     single = toy(M=2).select(["m0"])
     with pytest.raises(ValueError, match="encoders: expected a dict by names with at least 2"):
         balm(single)
-    assert balm(single, variant="+FCM")(single[:]).logits.shape == (60, 3)
+    assert balm(single, preset="+FCM")(single[:]).logits.shape == (60, 3)
     maps = data.data.replace(target=torch.zeros(60, 2))
     with pytest.raises(ValueError, match=r"target: expected one a sample \(60,\), got \(60, 2\)"):
         balm(data).train()(maps)
@@ -1097,7 +1095,7 @@ def test_what_balm_refuses() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
-    [{}, {"cos_on": "grad"}, {"interval": "epoch", "smoothing": 0.5}, {"reading": "released", "measure": True}],
+    [{}, {"cos_on": "grad"}, {"interval": "epoch", "smoothing": 0.5}, {"preset": "released", "measure": True}],
     ids=str,
 )
 def test_an_interrupted_run_resumes_to_the_bit(tmp_path: Path, options: dict) -> None:
@@ -1112,12 +1110,12 @@ def test_an_interrupted_run_resumes_to_the_bit(tmp_path: Path, options: dict) ->
             valid,
             config,
             train_plan=PLAN,
-            hooks=[Interrupt(11)],
+            callbacks=[Interrupt(11)],
             checkpoint=tmp_path / "r",
         )
     torch.manual_seed(99)
     again = balm(data, 0.2, seed=3, **options)
-    history = fit(again, data, valid, config, train_plan=PLAN, hooks=[Interrupt(-1)], checkpoint=tmp_path / "r")
+    history = fit(again, data, valid, config, train_plan=PLAN, callbacks=[Interrupt(-1)], checkpoint=tmp_path / "r")
     assert torch.equal(weights(whole), weights(again))
     for name, value in whole.rebalancing.state_dict().items():
         torch.testing.assert_close(again.rebalancing.state_dict()[name], value, rtol=0, atol=0, equal_nan=True)
@@ -1129,8 +1127,8 @@ def test_weights_go_to_a_file_and_back(tmp_path: Path) -> None:
     data = toy()
     method, other = balm(data), balm(data, seed=4)
     fit(method, data, config=TrainConfig(epochs=1, select="last"))
-    save(method, tmp_path / "balm.pt", variant="BALM")
-    assert load(other, tmp_path / "balm.pt") == {"variant": "BALM"}
+    save(method, tmp_path / "balm.pt", preset="BALM")
+    assert load(other, tmp_path / "balm.pt") == {"preset": "BALM"}
     assert torch.equal(predict(method, data), predict(other, data))
     torch.testing.assert_close(other.rebalancing.level, method.rebalancing.level)
     alike = copy.deepcopy(method).train()  # hooks and encoders of a copy are its own
@@ -1215,7 +1213,7 @@ def test_only_the_active_epochs_are_modulated() -> None:
 
     method = balm(data, active_epochs=(2, 3), measure=True, mu_constant=0.5)
     config = TrainConfig(epochs=4, batch_size=30, select="last")
-    history = fit(method, data, config=config, hooks=[Log()])
+    history = fit(method, data, config=config, callbacks=[Log()])
     for epoch, expected in ((1, 1.0), (2, 0.5), (3, 0.5), (4, 1.0)):
         assert torch.tensor(factors[epoch]).flatten().tolist() == pytest.approx([expected] * 4, rel=1e-5)
     terms = [row["train_modulation"] for row in history.epochs]
@@ -1283,7 +1281,7 @@ def test_it_learns_digits_with_parts_missing() -> None:
     splits = sources.load("digits")
     plan = MissingPlan("imbalanced", rates=[0.5, 0.3, 0.7], seed=0)
     with random_state(0):
-        method = BALM.for_data(GenericBackbone.for_data(splits["train"]), splits["train"])
+        method = BALM.for_data(splits["train"], GenericBackbone.for_data(splits["train"]))
     fit(method, splits["train"], splits["valid"], TrainConfig(epochs=12, lr=3e-3, clip=2.0), train_plan=plan)
     accuracy = (predict(method, splits["test"]).argmax(-1) == splits["test"].target).double().mean()
     assert accuracy > 0.85
@@ -1295,7 +1293,7 @@ def test_the_runner_knows_it(name: str) -> None:
     config = {
         "data": "digits",
         "method": name,
-        "method_options": {"variant": "BALM-D", "mu_clip": [0.0, 3.9]} if name == "balm" else {},
+        "method_options": {"preset": "BALM-D", "mu_clip": [0.0, 3.9]} if name == "balm" else {},
         "backbone_options": {"width": 16},
         "train_plan": {"kind": "imbalanced", "rates": [0.5, 0.3, 0.7]},
         "train": {"epochs": 2, "lr": 1e-2, "clip": 2.0},

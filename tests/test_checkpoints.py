@@ -63,8 +63,8 @@ def on(net: Make, data: MultimodalDataset) -> tuple[Make, MultimodalDataset]:
 METHODS: dict[str, tuple[Make, MultimodalDataset]] = {
     "joint": (lambda **o: JointTraining(generic(), **{"modality_dropout": 0.3, **o}), DATA),
     "mce": (lambda **o: MCE(generic(), upper(), **{"attention_heads": 2, "hidden": 16, **o}), DATA),
-    "dream": (lambda **o: DREAM.for_data(generic().eval(), DATA, **{"width": 8, "heads": 2, **o}), DATA),
-    "other dream": (lambda **o: OtherDREAM.for_data(generic().eval(), DATA, **{"width": 8, "heads": 2, **o}), DATA),
+    "dream": (lambda **o: DREAM.for_data(DATA, generic().eval(), **{"width": 8, "heads": 2, **o}), DATA),
+    "other dream": (lambda **o: OtherDREAM.for_data(DATA, generic().eval(), **{"width": 8, "heads": 2, **o}), DATA),
     "dear": (
         lambda **o: DEAR.for_data(SCORES, **{"width": 8, "heads": 2, "head_width": 4, "hidden": 8, "layers": 1, **o}),
         SCORES,
@@ -280,20 +280,20 @@ def frozen(method: nn.Module) -> nn.Module:
             r"(note 'a' there, 'Identity' here)",
         ),
         (lambda: frozen(Stack()), Hook, r"(net.1.bias.requires_grad nothing there, False here)"),
-        (Stack, lambda: Hook(0.6), r"(hooks[0].strength 0.5 there, 0.6 here)"),
+        (Stack, lambda: Hook(0.6), r"(callbacks[0].strength 0.5 there, 0.6 here)"),
         (lambda: Stack(0.1, torch.relu, (), "b"), lambda: Hook(0.6), r"(act .*, note .*, sizes .*, net.0.p .*"),
     ],
 )
 def test_a_part_with_another_setting_is_named(tmp_path: Path, other: Make, hook: Make, message: str) -> None:
     config = TrainConfig(epochs=1, select="last", batch_size=12)
     used = Hook()
-    fit(method := Stack(), DATA, config=config, hooks=[used], checkpoint=tmp_path / "run.pt")
+    fit(method := Stack(), DATA, config=config, callbacks=[used], checkpoint=tmp_path / "run.pt")
     pattern = re.sub(r"(?<!\\)([()\[\]])", r"\\\1", message)
     with pytest.raises(ValueError, match=pattern):
-        fit(other(), DATA, config=config, hooks=[hook()], checkpoint=tmp_path / "run.pt")
+        fit(other(), DATA, config=config, callbacks=[hook()], checkpoint=tmp_path / "run.pt")
     assert used.calls == 2  # what training itself changes is no setting
-    fit(method, DATA, config=config, hooks=[used], checkpoint=tmp_path / "run.pt")
-    fit(Stack(), DATA, config=config, hooks=[Hook()], checkpoint=tmp_path / "run.pt")
+    fit(method, DATA, config=config, callbacks=[used], checkpoint=tmp_path / "run.pt")
+    fit(Stack(), DATA, config=config, callbacks=[Hook()], checkpoint=tmp_path / "run.pt")
 
 
 # A longer run
@@ -362,8 +362,8 @@ def test_a_schedule_that_needs_the_end_is_not_continued(tmp_path: Path) -> None:
                 raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fit(Stack(), DATA, config=config(halves, 6), checkpoint=path, hooks=[Stop()])
-    history = fit(Stack(), DATA, config=config(halves, 8), checkpoint=path, hooks=[Stop()])
+        fit(Stack(), DATA, config=config(halves, 6), checkpoint=path, callbacks=[Stop()])
+    history = fit(Stack(), DATA, config=config(halves, 8), checkpoint=path, callbacks=[Stop()])
     assert [r["lr"] for r in history.epochs] == [1e-3] * 3 + [5e-4] * 4 + [2.5e-4]
 
 
@@ -436,7 +436,7 @@ GONE = object()
 def test_a_checkpoint_without_its_keys_or_with_other_types_names_file_and_key(tmp_path: Path) -> None:
     path, config = tmp_path / "run.pt", TrainConfig(epochs=2, select="last", batch_size=12, schedule="cosine")
     hook = Stored()
-    resume = lambda: fit(Stack(), DATA, config=config, checkpoint=path, hooks=[hook])
+    resume = lambda: fit(Stack(), DATA, config=config, checkpoint=path, callbacks=[hook])
     resume()
     whole = path.read_bytes()
     keys = [k for k in torch.load(path, weights_only=True) if k not in ("format", "version")]

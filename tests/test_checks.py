@@ -28,7 +28,7 @@ from mmlib.checks import (
     check_all,
     check_known,
     check_options,
-    from_reading,
+    from_preset,
     option,
 )
 
@@ -215,9 +215,9 @@ def test_a_configuration_from_a_reading_and_options() -> None:
             check_options(self)
 
     readings = {"paper": {}, "released": {"width": 5}}
-    assert from_reading(Config, readings, "released", {"deep": True}) == Config(5, True)
-    assert from_reading(Config, readings, "released", {"width": 7}) == Config(7)
-    with pytest.raises(ValueError, match="reading: expected 'paper' or 'released', got 'code'"):
-        from_reading(Config, readings, "code", {})
+    assert from_preset(Config, readings, "released", {"deep": True}) == Config(5, True)
+    assert from_preset(Config, readings, "released", {"width": 7}) == Config(7)
+    with pytest.raises(ValueError, match="preset: expected 'paper' or 'released', got 'code'"):
+        from_preset(Config, readings, "code", {})
     with pytest.raises(ValueError, match=r"options: unknown options \['height'\]; known are \['width', 'deep'\]"):
-        from_reading(Config, readings, "paper", {"height": 1})
+        from_preset(Config, readings, "paper", {"height": 1})

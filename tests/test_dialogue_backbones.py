@@ -780,13 +780,13 @@ def test_readings_and_data(talk):
     for net in ("mmgcn", "mmdfn"):
         kind = NETS[net][0]
         with pytest.raises(ValueError, match=r"reading: expected 'balm' or 'original', got 'mine'"):
-            kind.for_data(talk["train"], reading="mine")
+            kind.for_data(talk["train"], preset="mine")
         with pytest.raises(ValueError, match="data: expected dialogues"):
             kind.for_data(data.load("synthetic", sizes=(4, 4, 4))["train"])
-    original = MMGCNBackbone.for_data(talk["train"], reading="original")
+    original = MMGCNBackbone.for_data(talk["train"], preset="original")
     assert (original.config.layers, original.config.embedded) == (64, ("language",))
     assert original.config.outputs == 6
-    assert MMDFNBackbone.for_data(talk["train"], reading="original", layers=2).config.reasoning
+    assert MMDFNBackbone.for_data(talk["train"], preset="original", layers=2).config.reasoning
     assert GCNetBackbone.for_data(talk["train"]).config.input_widths == {"audio": 12, "language": 16, "vision": 8}
     anonymous = MultimodalDataset(talk["train"].data, {"outputs": 6})
     assert GCNetBackbone.for_data(anonymous).speakers == 2

@@ -167,7 +167,7 @@ def _joint(train: MultimodalDataset, valid: MultimodalDataset) -> torch.nn.Modul
 
 def _mce(train: MultimodalDataset, valid: MultimodalDataset) -> torch.nn.Module:
     config = training.TrainConfig(epochs=8, lr=5e-3, select="last", device="cpu")
-    method = MCE.for_data(GenericBackbone.for_data(train, width=32), train, valid, config, hidden=32)
+    method = MCE.for_data(train, GenericBackbone.for_data(train, width=32), valid, config, hidden=32)
     assert method.upper is not None
     assert set(method.upper.table.mul(K).round().unique().tolist()) == {0, 1, 2, 3}
     return method
@@ -176,7 +176,7 @@ def _mce(train: MultimodalDataset, valid: MultimodalDataset) -> torch.nn.Module:
 def _dream(train: MultimodalDataset, valid: MultimodalDataset) -> torch.nn.Module:
     config = training.TrainConfig(epochs=15, lr=5e-3, device="cpu")
     evaluator = MLPEvaluator.for_data(train, width=32)
-    return DREAM.for_data(evaluator, train, valid, config, width=20, heads=2, repeats=1, empty="majority")
+    return DREAM.for_data(train, evaluator, valid, config, width=20, heads=2, repeats=1, empty="majority")
 
 
 def _dear(train: MultimodalDataset, valid: MultimodalDataset) -> torch.nn.Module:
@@ -195,8 +195,8 @@ METHODS: dict[str, Any] = {
     ),
     "dream": _dream,
     "dear": _dear,
-    "balm": lambda t, v: BALM.for_data(GenericBackbone.for_data(t, width=32), t),
-    "balm-m": lambda t, v: BALM.for_data(GenericBackbone.for_data(t, width=32), t, variant="BALM-M", rows="present"),
+    "balm": lambda t, v: BALM.for_data(t, GenericBackbone.for_data(t, width=32)),
+    "balm-m": lambda t, v: BALM.for_data(t, GenericBackbone.for_data(t, width=32), preset="BALM-M", samples="present"),
     "cggm": lambda t, v: CGGM(GenericBackbone.for_data(t, width=32)),
     "ogm-ge": lambda t, v: OGMGE(GenericBackbone.for_data(t, width=32)),
     "mbt-sample": lambda t, v: MBTSample(GenericBackbone.for_data(t, width=32), warmup=2),
@@ -240,7 +240,7 @@ def test_dream_averages_the_labels_scores(splits: tuple[MultimodalDataset, ...])
     train = splits[0]
     torch.manual_seed(0)
     evaluator = MLPEvaluator.for_data(train, width=8).eval()
-    model = DREAM.for_data(evaluator, train, width=8, heads=2)
+    model = DREAM.for_data(train, evaluator, width=8, heads=2)
     batch = train[:40]
     pss, pas = model.contributions(batch)
     said = subset_predictions(evaluator, batch, multilabel=True, absent="zero_input", use_present=False)
@@ -248,7 +248,7 @@ def test_dream_averages_the_labels_scores(splits: tuple[MultimodalDataset, ...])
     assert pas is not None
     assert torch.allclose(pas, prediction_accuracy_score(said, batch.target).mean(1))
     assert bool((pss[~batch.present] == 0).all())  # that a modality is missing shows in its PSS
-    drawn = DREAM.for_data(evaluator, train, width=8, heads=2, permutations=64).contributions(batch)
+    drawn = DREAM.for_data(train, evaluator, width=8, heads=2, permutations=64).contributions(batch)
     assert torch.allclose(drawn.pss, pss, atol=0.25)
     assert torch.equal(drawn.pss.sum(-1) == 0, pss.sum(-1) == 0)
     model.precompute(train)
@@ -266,17 +266,17 @@ def test_methods_name_targets_that_they_do_not_take(splits: tuple[MultimodalData
     classes = train.data.replace(target=train.data.target.long().argmax(-1))  # type: ignore[union-attr]
     evaluator = MLPEvaluator.for_data(train, width=8).eval()
     with pytest.raises(ValueError, match=r"target: expected bool labels \[B, 3\], got torch.int64"):
-        DREAM.for_data(evaluator, train, width=8, heads=2).train()(classes)
-    plain = DREAM.for_data(evaluator, train, width=8, heads=2, multilabel=False)
+        DREAM.for_data(train, evaluator, width=8, heads=2).train()(classes)
+    plain = DREAM.for_data(train, evaluator, width=8, heads=2, multilabel=False)
     with pytest.raises(ValueError, match=r"target: expected int64 classes \[B\], got torch.bool"):
         plain.train()(train[:8])
     with pytest.raises(ValueError, match="multilabel: expected neither regression"):
-        DREAM.for_data(evaluator, train, width=8, heads=2, regression=True, outputs=1)
+        DREAM.for_data(train, evaluator, width=8, heads=2, regression=True, outputs=1)
     scores = DEAR.for_data(train, width=8, heads=1, head_width=8, hidden=8, layers=1, regression=True, outputs=1)
     with pytest.raises(ValueError, match=r"target: expected float scores \[B\], got torch.bool"):
         scores.train()(train[:8])
     with pytest.raises(ValueError, match="target: expected one a sample"):
-        BALM.for_data(backbone, train).train()(train[:8].replace(target=torch.zeros(8, 2, 2).long()))
+        BALM.for_data(train, backbone).train()(train[:8].replace(target=torch.zeros(8, 2, 2).long()))
     rebalancing = GradientRebalancing(backbone, dict(backbone.encoders.items()), backbone.decoder[-1], 8, catch=False)
     with pytest.raises(ValueError, match="logits: expected"):
         rebalancing(torch.zeros(8, K), torch.zeros(8, 2, dtype=torch.bool), {})
@@ -304,8 +304,10 @@ def test_a_sweep_scores_and_keeps_the_labels(
     parts = dict(zip(("train", "valid", "test"), splits, strict=True))
     monkeypatch.setattr(experiments, "_splits", lambda *_: parts)
     short = {"epochs": 2, "lr": 1e-2}
-    rows = experiments.train_and_score({"method": "joint", "device": "cpu", "train": short, "test": "subsets"})
-    found = {(row["test"], row["metric"]): row["value"] for row in rows}
+    rows = experiments.train_and_score(
+        {"method": "JointTraining", "device": "cpu", "train": short, "conditions": "subsets"}
+    )
+    found = {(row["condition"], row["metric"]): row["value"] for row in rows}
     tests = {"a", "b", "a+b"}
     names = ("subset_accuracy", "hamming_accuracy", "micro_f1", "macro_f1", "macro_auroc", "macro_ap")
     assert set(found) == {(test, name) for test in tests for name in names} | {("valid", "macro_f1")}

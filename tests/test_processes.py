@@ -65,7 +65,7 @@ def dear(**options: Any) -> DEAR:
 
 
 def dream(**options: Any) -> DREAM:
-    return DREAM.for_data(net().eval(), DATA, width=8, heads=2, dropout=0.0, **options)
+    return DREAM.for_data(DATA, net().eval(), width=8, heads=2, dropout=0.0, **options)
 
 
 # name -> method, data, accumulation
@@ -87,12 +87,12 @@ RUNS: dict[str, tuple[Callable[[], nn.Module], MultimodalDataset, int]] = {
     "dear, sinkhorn": (lambda: dear(alignment="sinkhorn", samples="subsampled", lambda1=1.0), SCORES, 1),
     "dear, variance": (lambda: dear(alignment="mse", error_scale="variance", beta=0.01), SCORES, 1),
     "balm": (lambda: BALM(net(), mu_clip=(0.0, 3.9)), DATA, 1),
-    "balm, present": (lambda: BALM(net(), rows="present", mu_clip=(0.0, 3.9)), DATA, 2),
-    "balm, dialogues": (lambda: BALM(talk(), TALK.feature_shapes, rows="present", mu_clip=(0.0, 3.9)), TALK, 1),
+    "balm, present": (lambda: BALM(net(), samples="present", mu_clip=(0.0, 3.9)), DATA, 2),
+    "balm, dialogues": (lambda: BALM(talk(), TALK.feature_shapes, samples="present", mu_clip=(0.0, 3.9)), TALK, 1),
     "cggm": (lambda: CGGM(net()), DATA, 1),
     "ogm-ge": (lambda: OGMGE(net(), noise=False, alpha=0.8), DATA, 1),
     "ogm-ge, noise": (lambda: OGMGE(net(), alpha=0.8), DATA, 1),
-    "ogm-ge, dialogues": (lambda: OGMGE(talk(), noise=False, rows="present"), TALK, 1),
+    "ogm-ge, dialogues": (lambda: OGMGE(talk(), noise=False, samples="present"), TALK, 1),
     "pmr": (lambda: PMR(net(), 3), DATA, 1),
     "pmr, ratio": (lambda: PMR(net(), 3, coefficient="ratio", share=0.5), DATA, 2),
     "mbt-sample": (lambda: MBTSample(net(), warmup=1), DATA, 1),
@@ -124,7 +124,9 @@ def train(make: Callable[[], nn.Module], data: MultimodalDataset, accumulation: 
     epochs = 2 if isinstance(method, PMR | MBTSample) else 1
     base = TrainConfig(optimizer=sgd, select="last", device="cpu", clip=1.0)
     config = dataclasses.replace(base, epochs=epochs, batch_size=5, accumulation=accumulation)
-    history = fit(method, data, config=config, train_plan=PLAN if data is not TALK else None, hooks=[seen := Lengths()])
+    history = fit(
+        method, data, config=config, train_plan=PLAN if data is not TALK else None, callbacks=[seen := Lengths()]
+    )
     terms = [v for row in history.epochs for k, v in row.items() if k.startswith(("train_", "skipped_"))]
     terms = torch.tensor(terms + seen.found, dtype=torch.float64)
     return {"start": start, "end": flat(), "terms": terms}

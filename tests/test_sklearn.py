@@ -188,7 +188,7 @@ def test_the_methods_that_take_scores_or_labels(method: str) -> None:
 @pytest.mark.parametrize("method", ["ogm-ge", "pmr"])
 def test_a_method_that_takes_no_scores_says_so(method: str) -> None:
     frame, y = table(40)
-    with pytest.raises(ValueError, match="expects integer classes|classes: expected"):
+    with pytest.raises(ValueError, match="data: expected classes"):
         MissingModalityRegressor(method, columns=COLUMNS, **QUICK).fit(frame, np.arange(40.0))
 
 

@@ -350,12 +350,12 @@ def test_methods_train_on_streamed_data_as_in_memory(name: str) -> None:
     ):
         torch.manual_seed(0)
         if name == "DREAM":
-            method = DREAM.for_data(Table3Evaluator.for_data(data).eval(), data, width=8, heads=2)
+            method = DREAM.for_data(data, Table3Evaluator.for_data(data).eval(), width=8, heads=2)
         elif name == "DEAR":
             method = DEAR.for_data(data, width=8, heads=2, head_width=4, hidden=8)
         else:
             backbone = GenericBackbone.for_data(data, width=8)
-            method = BALM.for_data(backbone, data) if name == "BALM" else MCE.for_data(backbone, data, None, once)
+            method = BALM.for_data(data, backbone) if name == "BALM" else MCE.for_data(data, backbone, None, once)
         fit(method, data, config=once, train_plan=MissingPlan("lnln", 0.3) if name == "DEAR" else None)
         found.append(predict(method, data))
     assert torch.equal(*found)

@@ -111,7 +111,7 @@ def test_training_equals_gradient_descent_by_hand(batch_size: int, accumulation:
     config = TrainConfig(
         epochs=3, batch_size=batch_size, accumulation=accumulation, optimizer=SGD, select="last", device="cpu"
     )
-    history = fit(method, data, config=config, hooks=[seen])
+    history = fit(method, data, config=config, callbacks=[seen])
 
     x = data.data.features["a"][:, 0].double().numpy()
     y = data.target.numpy()
@@ -146,7 +146,7 @@ def test_accumulation_is_a_larger_batch_and_every_sample_comes_once_an_epoch() -
     for batch_size, accumulation in ((32, 1), (8, 4)):
         method, seen = Linear(), Recorder()
         config = TrainConfig(epochs=2, batch_size=batch_size, accumulation=accumulation, optimizer="sgd", select="last")
-        fit(method, data, config=config, hooks=[seen])
+        fit(method, data, config=config, callbacks=[seen])
         runs.append((weights(method), seen))
     torch.testing.assert_close(runs[0][0], runs[1][0], atol=1e-6, rtol=1e-5)
     for seen in (runs[0][1], runs[1][1]):
@@ -258,7 +258,7 @@ def kept_epoch(config: TrainConfig, *values: float) -> tuple[int, int | None, in
             at_end.append(weights(state.method))
 
     method = Linear()
-    history = fit(method, data, toy(5, 1), config, hooks=[Keep()], metrics=Scripted(*values))
+    history = fit(method, data, toy(5, 1), config, callbacks=[Keep()], metrics=Scripted(*values))
     kept = [i + 1 for i, w in enumerate(at_end) if torch.equal(w, weights(method))]
     return kept[0], history.best_epoch, len(history.epochs)
 
@@ -283,7 +283,7 @@ def test_an_unknown_monitor_lists_the_known_metrics() -> None:
 
 def test_a_budget_of_steps_ends_within_an_epoch() -> None:
     seen = Recorder()
-    history = fit(Linear(), toy(80), config=TrainConfig(steps=7, batch_size=16, select="last"), hooks=[seen])
+    history = fit(Linear(), toy(80), config=TrainConfig(steps=7, batch_size=16, select="last"), callbacks=[seen])
     assert [r["step"] for r in history.epochs] == [5, 7]
     assert [len(ids) for ids in seen.ids.values()] == [5, 2]
 
@@ -295,7 +295,7 @@ def rates(**settings: object) -> list[float]:
         def on_backward(self, state):
             found.append(state.optimizer.param_groups[0]["lr"])
 
-    fit(Linear(), toy(20), config=TrainConfig(steps=10, batch_size=10, select="last", **settings), hooks=[Look()])
+    fit(Linear(), toy(20), config=TrainConfig(steps=10, batch_size=10, select="last", **settings), callbacks=[Look()])
     return found
 
 
@@ -318,7 +318,7 @@ def test_schedules_by_hand() -> None:
 
 def test_hooks_are_called_in_order_once_per_step() -> None:
     seen = Recorder()
-    fit(Linear(), toy(20), config=TrainConfig(epochs=1, batch_size=8, accumulation=2, select="last"), hooks=[seen])
+    fit(Linear(), toy(20), config=TrainConfig(epochs=1, batch_size=8, accumulation=2, select="last"), callbacks=[seen])
     assert seen.events == [
         *("start", "epoch_start", "batch", "batch", "backward", "step", "batch", "backward", "step"),
         *("epoch_end", "end"),
@@ -333,7 +333,7 @@ def test_a_hook_rules_the_gradient_and_clipping_comes_after_it() -> None:
 
     method = Linear()
     config = TrainConfig(epochs=1, batch_size=80, optimizer=SGD, select="last", clip=2.0)
-    fit(method, toy(80), config=config, hooks=[Scale()])
+    fit(method, toy(80), config=config, callbacks=[Scale()])
     assert weights(method).norm().item() == pytest.approx(0.1 * 2.0, rel=1e-4)  # lr times the clipped norm
 
 
@@ -374,7 +374,7 @@ def test_no_step_waits_for_the_device() -> None:
 
     data = toy(80)
     config = TrainConfig(epochs=2, batch_size=16, optimizer="sgd", select="last", clip=1.0, schedule="cosine")
-    fit(joint(data, dropout=0.0), data, config=config, hooks=[Watch()])
+    fit(joint(data, dropout=0.0), data, config=config, callbacks=[Watch()])
     assert Reads.count == 0
 
 
@@ -387,7 +387,7 @@ def test_the_training_split_misses_the_same_every_epoch_unless_it_is_resampled()
         seen = Recorder()
         plan = MissingPlan("bernoulli", rates=[0.5, 0.5], seed=1, resample=resample)
         config = TrainConfig(epochs=2, select="last")
-        fit(joint(data), data, config=config, train_plan=plan, hooks=[seen])
+        fit(joint(data), data, config=config, train_plan=plan, callbacks=[seen])
         expected = [plan.draw(data, epoch=e if resample else None).apply(data).present for e in (1, 2)]
         assert torch.equal(seen.present[1], expected[0])
         assert torch.equal(seen.present[2], expected[1])
@@ -440,16 +440,16 @@ def test_an_interrupted_run_resumes_to_the_bit(tmp_path: Path, at: int) -> None:
     plan = MissingPlan("bernoulli", rates=[0.4, 0.2], resample=True)
     config = TrainConfig(**SETTINGS)
     whole, counted = joint(data), Interrupt(None)
-    expected = fit(whole, data, valid, config, train_plan=plan, hooks=[counted])
+    expected = fit(whole, data, valid, config, train_plan=plan, callbacks=[counted])
 
     path = tmp_path / "run.pt"
     hook = Interrupt(at)
     with pytest.raises(KeyboardInterrupt):
-        fit(joint(data), data, valid, config, train_plan=plan, hooks=[hook], checkpoint=path)
+        fit(joint(data), data, valid, config, train_plan=plan, callbacks=[hook], checkpoint=path)
     assert torch.load(path, weights_only=True)["epoch"] == at // 5
     torch.manual_seed(99)
     again, hook = joint(data, seed=123), Interrupt(None)  # other weights: they come from the checkpoint
-    history = fit(again, data, valid, config, train_plan=plan, hooks=[hook], checkpoint=path)
+    history = fit(again, data, valid, config, train_plan=plan, callbacks=[hook], checkpoint=path)
 
     assert torch.equal(weights(whole), weights(again))
     forget = lambda rows: [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
@@ -459,7 +459,7 @@ def test_an_interrupted_run_resumes_to_the_bit(tmp_path: Path, at: int) -> None:
 
     done = joint(data, seed=7)  # a finished run is loaded, nothing is trained
     hook = Interrupt(1)
-    finished = fit(done, data, valid, config, train_plan=plan, hooks=[hook], checkpoint=path)
+    finished = fit(done, data, valid, config, train_plan=plan, callbacks=[hook], checkpoint=path)
     assert torch.equal(weights(whole), weights(done))
     assert len(finished.epochs) == 4
 
@@ -490,7 +490,7 @@ def test_a_checkpoint_of_another_configuration_is_refused_by_name(tmp_path: Path
     with pytest.raises(ValueError, match=r"method 'JointTraining' there, 'Linear' here"):
         fit(Linear(), data, valid, config, checkpoint=path)
     with pytest.raises(ValueError, match=r"hooks '' there, 'Recorder' here"):
-        fit(joint(data), data, valid, config, checkpoint=path, hooks=[Recorder()])
+        fit(joint(data), data, valid, config, checkpoint=path, callbacks=[Recorder()])
     fit(joint(data), data, valid, TrainConfig(**SETTINGS, device="cpu", loader="stream"), checkpoint=path)
     assert path.read_bytes() == before
 
@@ -649,7 +649,7 @@ def parallel_run() -> dict[str, dict[str, torch.Tensor]]:
     for name, n, accumulation in (("even", 40, 1), ("uneven", 41, 1), ("accumulated", 41, 2)):
         data, seen, method = toy(n), Recorder(), joint(toy(n), dropout=0.0)
         config = TrainConfig(epochs=2, batch_size=10, accumulation=accumulation, optimizer="sgd", lr=0.1, clip=1.0)
-        history = fit(method, data, toy(20, 1), config, hooks=[seen])
+        history = fit(method, data, toy(20, 1), config, callbacks=[seen])
         rows = [[r["train_loss"], r["valid_loss"], r["valid_accuracy"]] for r in history.epochs]
         found[name] = {
             "gradients": torch.stack(seen.gradients),

@@ -34,7 +34,8 @@ FEW_TAUS, FEW_RHOS = TAUS[::2], RHOS[::2]
 STRENGTHS = {"conversations": {"rho": 1.4, "tau": 0.3}, "mosi": {"rho": 1.6, "tau": 0.4}}  # the scripts' for MMGCN
 # short dialogues of the same world: a step costs half
 CONVERSATIONS: Config = {"lengths": [4, 12], "sizes": [160, 40, 160]}
-BACKBONES: dict[str, Config] = {
+NETS = {"generic": "GenericBackbone", "mmgcn": "MMGCNBackbone", "mmdfn": "MMDFNBackbone", "gcnet": "GCNetBackbone"}
+BACKBONES: dict[str, Config] = {  # their options
     "mmgcn": {"width": 32, "hidden": 32, "layers": 2, "dropout": 0.2},
     "mmdfn": {"width": 32, "hidden": 32, "layers": 4, "dropout": 0.2},
     "gcnet": {"width": 16, "hidden": 16, "front": 32, "dropout": 0.2},
@@ -52,15 +53,15 @@ DATA: dict[str, Config] = {
     "avmnist": {"data": "avmnist"},
 }
 METHODS: dict[str, Config] = {
-    "backbone": {"method": "joint"},
-    "+BALM": {"method": "balm"},
-    "+FCM": {"method": "balm", "method_options": {"variant": "+FCM"}},
-    "BALM-D": {"method": "balm", "method_options": {"variant": "BALM-D", "tau": 0.0}},
-    "BALM-S": {"method": "balm", "method_options": {"variant": "BALM-S"}},
-    "BALM-M": {"method": "balm", "method_options": {"variant": "BALM-M"}},
-    "CGGM": {"method": "cggm"},
-    "OGM-GE": {"method": "ogm_ge"},
-    "modality dropout": {"method": "joint", "method_options": {"modality_dropout": 0.3}},
+    "backbone": {"method": "JointTraining"},
+    "+BALM": {"method": "BALM"},
+    "+FCM": {"method": "BALM", "method_options": {"preset": "+FCM"}},
+    "BALM-D": {"method": "BALM", "method_options": {"preset": "BALM-D", "tau": 0.0}},
+    "BALM-S": {"method": "BALM", "method_options": {"preset": "BALM-S"}},
+    "BALM-M": {"method": "BALM", "method_options": {"preset": "BALM-M"}},
+    "CGGM": {"method": "CGGM"},
+    "OGM-GE": {"method": "OGMGE"},
+    "modality dropout": {"method": "JointTraining", "method_options": {"modality_dropout": 0.3}},
 }
 
 
@@ -76,14 +77,14 @@ def _config(
     the seven subsets of what is there."""
     made: Config = {**DATA[source], **METHODS[method], "seed": seed, "profile": "book", "train": TRAIN[source]}
     if source in ("conversations", "mosi"):
-        made |= {"backbone": "mmgcn", "backbone_options": BACKBONES["mmgcn"]}
+        made |= {"backbone": NETS["mmgcn"], "backbone_options": BACKBONES["mmgcn"]}
     else:
-        made |= {"backbone": "generic", "backbone_options": {"width": 32}}
-    strengths = STRENGTHS.get(source, {}) if made["method"] in ("balm", "cggm") else {}
+        made |= {"backbone": "GenericBackbone", "backbone_options": {"width": 32}}
+    strengths = STRENGTHS.get(source, {}) if made["method"] in ("BALM", "CGGM") else {}
     chosen = {**strengths, **made.get("method_options", {}), **(options or {})}
     if chosen:
         made["method_options"] = chosen
-    return {**made, "train_plan": plan(rates), "test": [{"same": plan(rates)}, "subsets"], **changes}
+    return {**made, "train_plan": plan(rates), "conditions": [{"same": plan(rates)}, "subsets"], **changes}
 
 
 def _settings(source: str, methods: tuple[str, ...], settings: Any = SETTINGS, seeds: Any = SEEDS) -> Cells:
@@ -104,7 +105,7 @@ def settings_mosi() -> Cells:
     return _settings("mosi", ("backbone", "+BALM"))
 
 
-def variants_conversations() -> Cells:
+def methods_conversations() -> Cells:
     """Tables 10 and 13 to 15, and other methods, in two settings of the central table: (method, setting)."""
     return _settings("conversations", tuple(METHODS), (CONFIG_B, CONFIG_A))
 
@@ -159,7 +160,9 @@ def subsets_conversations() -> Cells:
         for subset, modalities in experiments.subsets(names).items():
             rates = tuple(SETTINGS[setting][names.index(m)] for m in modalities)
             alone = len(modalities) == 1
-            masks: Config = {"train_plan": None, "test": "complete"} if alone else {"test": {"same": plan(rates)}}
+            masks: Config = (
+                {"train_plan": None, "conditions": "complete"} if alone else {"conditions": {"same": plan(rates)}}
+            )
             for name in ("backbone", "+BALM"):
                 given = "+FCM" if name == "+BALM" and alone else name
                 cells[name, subset, setting] = [
@@ -180,10 +183,10 @@ def shared_conversations() -> Cells:
 def _grid(taus: tuple[float, ...], rhos: tuple[float, ...]) -> Cells:
     return {
         (setting, str(tau), str(rho)): [
-            _config("conversations", "+BALM", SETTINGS[setting], seed, {"tau": tau, "rho": rho}, test={"same": rates})
+            _config("conversations", "+BALM", SETTINGS[setting], seed, {"tau": tau, "rho": rho}, conditions=same)
             for seed in SEEDS[:3]
         ]
-        for setting, rates in ((CONFIG_B, plan(SETTINGS[CONFIG_B])), (CONFIG_A, plan(SETTINGS[CONFIG_A])))
+        for setting, same in ((s, {"same": plan(SETTINGS[s])}) for s in (CONFIG_B, CONFIG_A))
         for tau in taus
         for rho in rhos
     }
@@ -205,7 +208,7 @@ def backbones_conversations() -> Cells:
     return {
         (net, name, setting): [
             _config(
-                "conversations", name, SETTINGS[setting], seed, own.get((net, name)), backbone=net,
+                "conversations", name, SETTINGS[setting], seed, own.get((net, name)), backbone=NETS[net],
                 backbone_options=BACKBONES[net],
             )
             for seed in SEEDS[:3]
@@ -220,7 +223,7 @@ def settings_digits() -> Cells:
     """The generic backbone on digits; MCE, and both together, in two settings: (method, setting)."""
     cells = _settings("digits", ("backbone", "+BALM"), seeds=SEEDS[:3])
     both = {
-        "MCE": {"method": "mce", "method_options": {"hidden": 64, "attention_heads": 4, "state_factor": False}},
+        "MCE": {"method": "MCE", "method_options": {"hidden": 64, "attention_heads": 4, "state_factor": False}},
         "MCE +BALM": {"method": "mce+balm", "method_options": {"hidden": 64, "attention_heads": 4}},
     }
     for setting in (CONFIG_B, CONFIG_A):
@@ -247,9 +250,9 @@ OPTIMIZERS: dict[str, Config] = {
 }
 WHAT_IS_LEFT: dict[str, tuple[str, Config]] = {  # how Eq. 22 is replaced; no calibration and no L_mod in any of them
     "backbone": ("backbone", {}),
-    "mu of Eq. 21": ("+BALM", {"variant": "+GRM", "tau": 0.0}),
-    "mu in [0, 3 rho]": ("+BALM", {"variant": "+GRM", "tau": 0.0, "mu_clip": [0.0, 3.9]}),
-    "mu = 2 rho / 3": ("+BALM", {"variant": "+GRM", "tau": 0.0, "mu_constant": 2 * 1.3 / 3}),
+    "mu of Eq. 21": ("+BALM", {"preset": "+GRM", "tau": 0.0}),
+    "mu in [0, 3 rho]": ("+BALM", {"preset": "+GRM", "tau": 0.0, "mu_clip": [0.0, 3.9]}),
+    "mu = 2 rho / 3": ("+BALM", {"preset": "+GRM", "tau": 0.0, "mu_constant": 2 * 1.3 / 3}),
 }
 TIGHT = 0.5  # a clipping norm that most steps exceed
 
@@ -259,7 +262,7 @@ def optimizers_digits() -> Cells:
     return {
         (name, what, clip): [
             _config(
-                "digits", method, SETTINGS[CONFIG_B], seed, options, test={"same": plan(SETTINGS[CONFIG_B])},
+                "digits", method, SETTINGS[CONFIG_B], seed, options, conditions={"same": plan(SETTINGS[CONFIG_B])},
                 train={**TRAIN["digits"], **optimizer, "clip": TIGHT if clip == "clip" else None},
             )
             for seed in SEEDS[:3]
@@ -270,15 +273,15 @@ def optimizers_digits() -> Cells:
     }  # fmt: skip
 
 
-READINGS: dict[str, Config] = {
+INTERPRETATIONS: dict[str, Config] = {
     "paper": {},
-    "noise on the gradients": {"reading": "released"},
-    "noise, mu = 1": {"reading": "released", "mu_constant": 1.0},
+    "noise on the gradients": {"preset": "released"},
+    "noise, mu = 1": {"preset": "released", "mu_constant": 1.0},
     "mu = 1": {"mu_constant": 1.0},
     "mu in [0, 3 rho]": {"mu_clip": [0.0, 3.9]},
     "moving average of KL": {"smoothing": 0.9},
     "mu once an epoch": {"interval": "epoch"},
-    "heads on what is there": {"rows": "present"},
+    "heads on what is there": {"samples": "present"},
     "cosine of gradients": {"cos_on": "grad"},
     "CGGM's L_mod": {"lmod": "cggm"},
     "L_mod moves the heads": {"lmod_heads": True},
@@ -286,14 +289,14 @@ READINGS: dict[str, Config] = {
 }
 
 
-def readings_digits() -> Cells:
+def interpretations_digits() -> Cells:
     """What the paper does not say, one change at a time on digits: (what,)."""
     return {
         (what,): [
-            _config("digits", "+BALM", SETTINGS[CONFIG_B], s, options, test={"same": plan(SETTINGS[CONFIG_B])})
+            _config("digits", "+BALM", SETTINGS[CONFIG_B], s, options, conditions={"same": plan(SETTINGS[CONFIG_B])})
             for s in SEEDS[:3]
         ]
-        for what, options in READINGS.items()
+        for what, options in INTERPRETATIONS.items()
     }
 
 
@@ -317,6 +320,13 @@ class MCEWithBALM(torch.nn.Module):
             backbone, encoders, output, backbone.width, catch=False, rho=rho, tau=tau
         )
 
+    @classmethod
+    def for_data(
+        cls, data: MultimodalDataset, backbone: Any = None, valid: Any = None, config: Any = None, **options: Any
+    ) -> MCEWithBALM:
+        """As every method's: with BALM's usual strengths."""
+        return cls(backbone, data.feature_shapes, **{"rho": 1.3, "tau": 0.2, **options})
+
     def forward(self, batch: MultimodalBatch) -> Output:
         batch = self.calibration(batch)
         out = self.mce(batch)
@@ -333,28 +343,22 @@ class MCEWithBALM(torch.nn.Module):
         self.rebalancing.rebalance()
 
 
-def _mce_with_balm(backbone: Any, setting: Any, options: Any) -> MCEWithBALM:
-    train: MultimodalDataset = setting.train
-    return MCEWithBALM(backbone, train.feature_shapes, **{"rho": 1.3, "tau": 0.2, **options})
-
-
-def run(config: Config) -> results.Rows:
+def run(config: Config) -> results.Results:
     """`experiments.train_and_score`, which knows "mce+balm" besides."""
-    experiments.METHODS.setdefault("mce+balm", _mce_with_balm)
-    return experiments.train_and_score(config)
+    return experiments.train_and_score(config, {"mce+balm": MCEWithBALM})
 
 
 TABLES: dict[str, Callable[[], Cells]] = {
     "settings_conversations": settings_conversations,
     "settings_mosi": settings_mosi,
-    "variants_conversations": variants_conversations,
+    "methods_conversations": methods_conversations,
     "tuning_conversations": tuning_conversations,
     "longer_conversations": longer_conversations,
     "optimizers_digits": optimizers_digits,
     "settings_digits": settings_digits,
     "shared_conversations": shared_conversations,
     "grid_conversations": grid_conversations,
-    "readings_digits": readings_digits,
+    "interpretations_digits": interpretations_digits,
     "tuning_digits": tuning_digits,
     "settings_avmnist": settings_avmnist,
     "tuning_avmnist": tuning_avmnist,
@@ -363,7 +367,7 @@ TABLES: dict[str, Callable[[], Cells]] = {
     "fullgrid_conversations": fullgrid_conversations,
 }
 FILES = {  # tables that share runs with another one share its file
-    "variants_conversations": "settings_conversations",
+    "methods_conversations": "settings_conversations",
     "tuning_conversations": "settings_conversations",
     "longer_conversations": "settings_conversations",
     "tuning_digits": "settings_digits",

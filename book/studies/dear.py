@@ -67,20 +67,20 @@ IDS: Config = {
     "text_encoder": ENCODER,
 }
 METHODS: dict[str, Config] = {
-    "joint training": {"method": "joint", "backbone_options": {"width": 32}},
+    "joint training": {"method": "JointTraining", "backbone_options": {"width": 32}},
     "modality dropout": {
-        "method": "joint",
+        "method": "JointTraining",
         "backbone_options": {"width": 32},
         "method_options": {"modality_dropout": 0.3},
     },
     "DEAR's net, task loss": {
-        "method": "dear",
+        "method": "DEAR",
         "method_options": {
             **WIDTH,
             **{"lambda1": 0.0, "lambda2": 0.0, "alpha": 0.0, "sure": False, "streams": "single"},
         },
     },
-    "DEAR": {"method": "dear", "method_options": WIDTH},
+    "DEAR": {"method": "DEAR", "method_options": WIDTH},
 }
 # Tables 3 and 10, section C.6
 ABLATIONS: dict[str, Config] = {
@@ -108,7 +108,7 @@ WEIGHTS: dict[str, Config] = {  # Table 6: lambda1, lambda2, alpha, beta
     "0.5, 0.5, 0.5, 0.4": {"lambda1": 0.5, "lambda2": 0.5, "alpha": 0.5, "beta": 0.4},
 }
 DEPTHS: dict[str, Config] = {"4 layers": {"layers": 4}, "6 layers": {"layers": 6}}  # Table 7
-READINGS: dict[str, Config] = {
+INTERPRETATIONS: dict[str, Config] = {
     "streams read encoded features": {"stream_input": "encoded"},
     "raw features aligned": {"space": "raw"},
     "256 tokens aligned": {"samples": "subsampled"},
@@ -131,7 +131,7 @@ def _config(source: str, method: str, seed: int, options: Config | None = None, 
     made: Config = {**DATA[source], **METHODS[method], "seed": seed, "profile": "book"}
     if options:
         made["method_options"] = {**made.get("method_options", {}), **options}
-    return {**made, "protocol": "lnln", "test": "rates and subsets", **changes}
+    return {**made, "protocol": "lnln", "conditions": "rates and subsets", **changes}
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
@@ -159,12 +159,12 @@ def _paper(name: str) -> Cells:
     made: Config = {
         "data": name,
         "data_options": {"text": "ids", "aligned": False},
-        "method": "dear",
+        "method": "DEAR",
         "method_options": {"preset": "table8", "text_encoder": checkpoint},
         "train": {**TRAIN, "epochs": 200, "batch_size": 64, "lr": 1e-4},
         "profile": "paper",
         "protocol": "lnln",
-        "test": "rates and subsets",
+        "conditions": "rates and subsets",
     }
     return {("DEAR",): [{**made, "seed": seed} for seed in (1111, 1112, 1113)]}
 
@@ -186,25 +186,27 @@ def paper_sims() -> Cells:
 
 def table1_mosi_ids() -> Cells:
     """The same with token ids, masked and encoded again: (method,)."""
-    return {(name,): [{**_config("mosi", name, s), **IDS, "test": "rates"} for s in SEEDS[:3]] for name in METHODS}
+    return {
+        (name,): [{**_config("mosi", name, s), **IDS, "conditions": "rates"} for s in SEEDS[:3]] for name in METHODS
+    }
 
 
 def leak() -> Cells:
     """How much stored token features tell of their dropped neighbours: (rate,)."""
     return {
-        (rate,): [{**IDS, "train": {}, "method": "leak", "test": rate, "seed": 0, "profile": "book"}]
+        (rate,): [{**IDS, "train": {}, "method": "leak", "conditions": rate, "seed": 0, "profile": "book"}]
         for rate in (RATES[1], RATES[5], RATES[9])
     }
 
 
 def ablations_synthetic() -> Cells:
-    """Tables 3, 10 and 12 on synthetic: (variant,)."""
+    """Tables 3, 10 and 12 on synthetic: (what,)."""
     changes = {"DEAR": {}, **ABLATIONS, **PAIRS}
     return {(name,): _synthetic("DEAR", options) for name, options in changes.items()}
 
 
-def variants_synthetic() -> Cells:
-    """Tables 9, 13 and 14 on synthetic: (variant,)."""
+def alternatives_synthetic() -> Cells:
+    """Tables 9, 13 and 14 on synthetic: (what,)."""
     changes = {"DEAR": {}, "Sinkhorn": {"alignment": "sinkhorn"}, **QUERIES}
     cells = {(name,): _synthetic("DEAR", options) for name, options in changes.items()}
     names = ["language", "audio", "vision"]
@@ -214,7 +216,7 @@ def variants_synthetic() -> Cells:
 
 
 def ablations_mosi() -> Cells:
-    """Tables 3 and 10 on CMU-MOSI, vision included where it is there: (variant,)."""
+    """Tables 3 and 10 on CMU-MOSI, vision included where it is there: (what,)."""
     changes = {"DEAR": {}, **ABLATIONS}
     return {(name,): [_config("mosi", "DEAR", s, options) for s in SEEDS[:3]] for name, options in changes.items()}
 
@@ -224,16 +226,16 @@ def sensitivity_synthetic() -> Cells:
     return {(n,): _synthetic("DEAR", options) for n, options in {"DEAR": {}, **WEIGHTS, **DEPTHS}.items()}
 
 
-def readings() -> Cells:
+def interpretations() -> Cells:
     """What the paper does not say, one change at a time on synthetic: (what,)."""
-    return {(n,): _synthetic("DEAR", options) for n, options in {"DEAR": {}, **READINGS}.items()}
+    return {(n,): _synthetic("DEAR", options) for n, options in {"DEAR": {}, **INTERPRETATIONS}.items()}
 
 
 def budget() -> Cells:
     """Three times the epochs, on synthetic: (method, epochs)."""
     epochs = TRAIN["epochs"]
     return {
-        (name, str(n)): _synthetic(name, train={**TRAIN, "epochs": n}, test="half")
+        (name, str(n)): _synthetic(name, train={**TRAIN, "epochs": n}, conditions="half")
         for name in ("joint training", "DEAR")
         for n in (epochs, 3 * epochs)
     }
@@ -247,25 +249,27 @@ def tuning() -> Cells:
             for lr in RATES_TRIED:
                 settings = {**DATA[source]["train"], "lr": lr}
                 cells[source, name, str(lr)] = [
-                    _config(source, name, seed, train=settings, test="half") for seed in SEEDS[:3]
+                    _config(source, name, seed, train=settings, conditions="half") for seed in SEEDS[:3]
                 ]
     return cells
 
 
 def reliability() -> Cells:
-    """What DEAR thinks of each test sample, at every rate and under noise: (variant,)."""
+    """What DEAR thinks of each test sample, at every rate and under noise: (what,)."""
     variants: dict[str, tuple[tuple[int, ...], Config]] = {
         "DEAR": (SEEDS, {}),
         "beta = 30": (SEEDS[:3], {"beta": 30.0}),
         "dropout": (SEEDS[:3], {"dropout": 0.2}),
         "e over the variance": (SEEDS[:3], {"error_scale": "variance"}),
     }
-    return {(n,): _synthetic("DEAR", options, seeds, test="reliability") for n, (seeds, options) in variants.items()}
+    return {
+        (n,): _synthetic("DEAR", options, seeds, conditions="reliability") for n, (seeds, options) in variants.items()
+    }
 
 
 def selection() -> Cells:
     """What choosing epochs on test data adds to each metric: (method,)."""
-    return {(name,): _synthetic(name, test="every epoch") for name in ("DEAR", "joint training")}
+    return {(name,): _synthetic(name, conditions="every epoch") for name in ("DEAR", "joint training")}
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------
@@ -278,26 +282,26 @@ def protocol(config: Config) -> dict[str, Any]:
         common["keep_ends"] = config["keep_ends"]
     at = lambda rate: {**common, "rates": rate, "seed": TEST_SEED}
     tests = {name: at(float(name[2:])) for name in RATES}
-    return {"train_plan": {**common, "resample": True}, "valid_plan": at(0.5), "test": tests}
+    return {"train_plan": {**common, "resample": True}, "valid_plan": at(0.5), "conditions": tests}
 
 
 def expand(config: Config) -> Config:
     """The config as `experiments.train_and_score` reads it."""
     made = {**config, **protocol(config)}
-    if config["test"] == "rates and subsets":
-        made["test"] = [made["test"], "subsets"]
-    elif config["test"] == "half":
-        made["test"] = {"r=0.5": made["test"]["r=0.5"]}
+    if config["conditions"] == "rates and subsets":
+        made["conditions"] = [made["conditions"], "subsets"]
+    elif config["conditions"] == "half":
+        made["conditions"] = {"r=0.5": made["conditions"]["r=0.5"]}
     for name in ("protocol", "keep_ends"):
         made.pop(name, None)
     return made
 
 
-SCORED = ("rates and subsets", "half")  # the entries "test" that `score` reads
+SCORED = ("rates and subsets", "half")  # the entries "conditions" that `score` reads
 KEPT = ("acc7", "f1_non0", "mae", "corr")  # of the eight scores, where a table is no headline
 
 
-def score(config: Config) -> results.Rows:
+def score(config: Config) -> results.Results:
     """`experiments.train_and_score` under the protocol; predictions in half precision."""
     rows = experiments.train_and_score(expand(config))
     headline = config["profile"] == "paper" or config.get("method_options", {}) in ({}, WIDTH)
@@ -305,7 +309,7 @@ def score(config: Config) -> results.Rows:
     smaller = {
         k: v.astype(np.float16) if v.dtype == np.float32 and k != "target" else v for k, v in rows.predictions.items()
     }
-    return results.Rows(kept, {} if config["test"] == "half" else smaller)
+    return results.Results(kept, {} if config["conditions"] == "half" else smaller)
 
 
 Splits = dict[str, MultimodalDataset]
@@ -316,7 +320,7 @@ def conditions(config: Config) -> tuple[Splits, MultimodalDataset, Splits]:
     splits = data.load(config["data"], config.get("data_root"), **config["data_options"])
     asked = protocol(config)
     draw = lambda plan, split: MissingPlan.from_dict(plan).draw(split).apply(split, keep_complete=True)
-    tests = {name: draw(plan, splits["test"]) for name, plan in asked["test"].items()}
+    tests = {name: draw(plan, splits["test"]) for name, plan in asked["conditions"].items()}
     return splits, draw(asked["valid_plan"], splits["valid"]), tests
 
 
@@ -339,16 +343,14 @@ def _encoded(config: Config) -> tuple[MultimodalDataset, MultimodalDataset, Spli
 
 def build(config: Config, split: MultimodalDataset) -> Any:
     """The config's method for data like these."""
-    from mmlib.baselines import JointTraining
-    from mmlib.methods import DEAR
+    from mmlib.backbones import GenericBackbone
 
-    options = config.get("method_options", {})
-    if config["method"] == "dear":
-        return DEAR.for_data(split, **options)
-    return JointTraining(experiments.BACKBONES["generic"](split, config["backbone_options"]), **options)
+    kind = experiments.method_class(config["method"])
+    backbone = None if config["method"] == "DEAR" else GenericBackbone.for_data(split, **config["backbone_options"])
+    return kind.for_data(split, backbone, **config.get("method_options", {}))
 
 
-def train(config: Config, hooks: tuple[Any, ...] = ()) -> tuple[Any, Any, Splits]:
+def train(config: Config, callbacks: tuple[Any, ...] = ()) -> tuple[Any, Any, Splits]:
     """(trained method, its history, the test split at each rate)."""
     from mmlib.training import TrainConfig, fit, random_state
 
@@ -361,39 +363,44 @@ def train(config: Config, hooks: tuple[Any, ...] = ()) -> tuple[Any, Any, Splits
         split, plan = splits["train"], MissingPlan.from_dict({"seed": config["seed"], **protocol(config)["train_plan"]})
     with random_state(config["seed"]):
         method = build(config, split)
-        history = fit(method, split, valid, settings, train_plan=plan, hooks=hooks)
+        history = fit(method, split, valid, settings, train_plan=plan, callbacks=callbacks)
     return method, history, tests
 
 
-def run_ids(config: Config) -> results.Rows:
+def run_ids(config: Config) -> results.Results:
     """A run of `table1_mosi_ids`: the rows of `score`."""
     from mmlib.training import predict
 
     start = time.perf_counter()
     method, history, tests = train(config)
-    rows, kept = results.Rows(), {"target": tests["r=0.0"].target.numpy()}
+    rows, kept = results.Results(), {"target": tests["r=0.0"].target.numpy()}
     common = {k: config[k] for k in ("method", "data", "seed", "profile")}
     common |= {"seconds": round(time.perf_counter() - start, 3), "device": "cpu, 1 thread"}
     for name, split in tests.items():
         said = predict(method, split)[:, 0].numpy()
         scores = metrics.msa_scores(said, kept["target"])
-        rows += [{**common, "test": name, "metric": k, "value": v, "n": len(split)} for k, v in scores.items()]
+        rows += [{**common, "condition": name, "metric": k, "value": v, "n": len(split)} for k, v in scores.items()]
         kept[name] = said.astype(np.float16)
     rows.predictions = kept
     return rows
 
 
-def run_leak(config: Config) -> results.Rows:
+def run_leak(config: Config) -> results.Results:
     """A run of `leak`, on the test split at one rate."""
     from mmlib.data import text
 
     start = time.perf_counter()
     _, _, tests = conditions(config)
     encoder = text.load_encoder(Path(config.get("data_root") or "") / config["text_encoder"])
-    found = text.leak(tests[config["test"]], encoder)
-    common = {k: config[k] for k in ("method", "data", "seed", "profile", "test")}
-    common |= {"seconds": round(time.perf_counter() - start, 3), "device": "cpu, 1 thread", "n": found["tokens"]}
-    return results.Rows({**common, "metric": k, "value": found[k]} for k in ("relative", "cosine"))
+    found = text.leak(tests[config["conditions"]], encoder)
+    common = {k: config[k] for k in ("method", "data", "seed", "profile")}
+    common |= {
+        "seconds": round(time.perf_counter() - start, 3),
+        "device": "cpu, 1 thread",
+        "n": found["tokens"],
+        "condition": config["conditions"],
+    }
+    return results.Results({**common, "metric": k, "value": found[k]} for k in ("relative", "cosine"))
 
 
 def noisy(split: MultimodalDataset, name: str, sigma: float, seed: int = 0) -> MultimodalDataset:
@@ -439,7 +446,7 @@ def diagnose(method: Any, split: MultimodalDataset) -> tuple[dict[str, float], d
     return means, arrays
 
 
-def run_reliability(config: Config) -> results.Rows:
+def run_reliability(config: Config) -> results.Results:
     """A run of `reliability`. Arrays: per condition the summary; d, e and predictions of every sample at every rate."""
     start = time.perf_counter()
     method, history, tests = train(config)
@@ -460,13 +467,13 @@ def run_reliability(config: Config) -> results.Rows:
         kept["deviation"] = np.stack([dropout_deviation(method, tests[name]) for name in RATES]).astype(np.float16)
     common = {k: config[k] for k in ("method", "data", "seed", "profile")}
     common |= {"seconds": round(time.perf_counter() - start, 3), "device": "cpu, 1 thread", "n": len(whole)}
-    rows = results.Rows({**common, "test": t, "metric": "mae", "value": means[t]["mae"]} for t in asked)
+    rows = results.Results({**common, "condition": t, "metric": "mae", "value": means[t]["mae"]} for t in asked)
     rows.predictions = kept
     return rows
 
 
 class EveryEpoch:
-    """A hook: all scores of the test split, mean over the ten rates, after every epoch."""
+    """A callback: all scores of the test split, mean over the ten rates, after every epoch."""
 
     def __init__(self, tests: dict[str, MultimodalDataset]):
         self.tests = tests
@@ -482,7 +489,7 @@ class EveryEpoch:
         self.scores.append({k: float(np.mean([one[k] for one in found])) for k in found[0]})
 
 
-def run_selection(config: Config) -> results.Rows:
+def run_selection(config: Config) -> results.Results:
     """A run of `selection`: each metric at the epoch that validation chooses, and at its own best epoch on test."""
     start = time.perf_counter()
     _, _, tests = conditions(config)
@@ -492,9 +499,9 @@ def run_selection(config: Config) -> results.Rows:
     best = {k: (min if k == "mae" else max)(s[k] for s in watch.scores) for k in chosen}
     common = {k: config[k] for k in ("method", "data", "seed", "profile")}
     common |= {"seconds": round(time.perf_counter() - start, 3), "device": "cpu, 1 thread", "n": len(tests["r=0.0"])}
-    rows = results.Rows()
+    rows = results.Results()
     for name, scores in (("chosen on validation", chosen), ("best on test", best)):
-        rows += [{**common, "test": name, "metric": k, "value": v} for k, v in scores.items()]
+        rows += [{**common, "condition": name, "metric": k, "value": v} for k, v in scores.items()]
     return rows
 
 
@@ -506,10 +513,10 @@ TABLES: dict[str, Callable[[], Cells]] = {
     "table1_mosi": table1_mosi,
     "leak": leak,
     "table1_mosi_ids": table1_mosi_ids,
-    "variants_synthetic": variants_synthetic,
+    "alternatives_synthetic": alternatives_synthetic,
     "budget": budget,
     "selection": selection,
-    "readings": readings,
+    "interpretations": interpretations,
     "ablations_mosi": ablations_mosi,
     "sensitivity_synthetic": sensitivity_synthetic,
     "paper_mosi": paper_mosi,
@@ -518,9 +525,10 @@ TABLES: dict[str, Callable[[], Cells]] = {
 }
 # Tables with cells in common share a file, so that these are run once
 FILES = dict.fromkeys(
-    ("table1_synthetic", "ablations_synthetic", "variants_synthetic", "sensitivity_synthetic", "readings"), "synthetic"
+    ("table1_synthetic", "ablations_synthetic", "alternatives_synthetic", "sensitivity_synthetic", "interpretations"),
+    "synthetic",
 )
-RUNNERS: dict[str, Callable[[Config], results.Rows]] = {
+RUNNERS: dict[str, Callable[[Config], results.Results]] = {
     "reliability": run_reliability,
     "selection": run_selection,
     "table1_mosi_ids": run_ids,

@@ -17,7 +17,7 @@ import torch
 
 from book.support import experiments, results
 from book.support.sweep import UNEQUAL, Cells, Config, Sweep
-from mmlib import MultimodalDataset, data
+from mmlib import MultimodalDataset, backbones, data
 from mmlib.missing import MissingPlan
 
 SEEDS = (0, 1, 2, 3, 4)
@@ -32,15 +32,25 @@ DATA: dict[str, Config] = {
     "avmnist": {"data": "avmnist", "data_options": {"scaling": "train"}},
 }
 METHODS: dict[str, Config] = {
-    "CubeMLP": {"method": "joint", "backbone": "cubemlp", "backbone_options": {"width": 32}},
-    "evaluator alone": {"method": "joint", "backbone": "table3"},
-    "modality dropout": {"method": "joint", "backbone": "table3", "method_options": {"modality_dropout": 0.5}},
-    "DREAM": {"method": "dream", "backbone": "table3", "method_options": WIDTH},
+    "CubeMLP": {"method": "JointTraining", "backbone": "CubeMLPBackbone", "backbone_options": {"width": 32}},
+    "evaluator alone": {"method": "JointTraining", "backbone": "Table3Evaluator"},
+    "modality dropout": {
+        "method": "JointTraining",
+        "backbone": "Table3Evaluator",
+        "method_options": {"modality_dropout": 0.5},
+    },
+    "DREAM": {"method": "DREAM", "backbone": "Table3Evaluator", "method_options": WIDTH},
 }
 SOME_MISSING: Config = {"kind": "bernoulli", "rates": 0.3}  # in training, per sample and modality
 ETAS = (0.3, 0.6, 0.9)
 FRAME_RATES = (0.0, 0.3, 0.6, 0.9)
 DETECTION_RATES = (0.1, 0.3, 0.5, 0.7)
+NETS = {
+    "table3": "Table3Evaluator",
+    "corrkd": "CorrKDEvaluator",
+    "selfmm": "SelfMMEvaluator",
+    "mlp": "MLPEvaluator",
+}
 # Figures 4 and 5: what is changed of DREAM
 PARTS: dict[str, Config] = {
     "DREAM": {},
@@ -48,9 +58,9 @@ PARTS: dict[str, Config] = {
     "w/o MMFM": {"masked_fusion": False},
 }
 EVALUATORS: dict[str, Config] = {
-    "Self-MM": {"evaluator": "selfmm"},
+    "Self-MM": {"evaluator": "SelfMMEvaluator"},
     "insufficiently trained": {"evaluator_epochs": 2},
-    "MLP": {"evaluator": "mlp"},
+    "MLP": {"evaluator": "MLPEvaluator"},
 }
 
 
@@ -58,7 +68,7 @@ def _config(source: str, method: str, seed: int, options: Config | None = None, 
     made: Config = {"train": TRAIN, **DATA[source], **METHODS[method], "seed": seed, "profile": "book"}
     if options:
         made["method_options"] = {**made.get("method_options", {}), **options}
-    return {**made, "train_plan": SOME_MISSING, "test": "subsets", **changes}
+    return {**made, "train_plan": SOME_MISSING, "conditions": "subsets", **changes}
 
 
 def _table1(source: str) -> Cells:
@@ -80,7 +90,7 @@ def _mixed(source: str, etas: tuple[float, ...], **changes: Any) -> Cells:
     cells: Cells = {}
     for eta in etas:
         plan = {"kind": "heterogeneous", "rates": eta}
-        here: Config = {"train_plan": plan, "test": {"mixed": plan}, **changes}
+        here: Config = {"train_plan": plan, "conditions": {"mixed": plan}, **changes}
         for name in ("CubeMLP", "evaluator alone"):
             cells[name, str(eta)] = [_config(source, name, seed, **here) for seed in SEEDS[:3]]
         for name, options in {**PARTS, **EVALUATORS}.items():
@@ -89,12 +99,12 @@ def _mixed(source: str, etas: tuple[float, ...], **changes: Any) -> Cells:
 
 
 def mixed_digits() -> Cells:
-    """Figures 4 and 5 on digits: (variant, eta)."""
+    """Figures 4 and 5 on digits: (what, eta)."""
     return _mixed("digits", ETAS, train=ON_DIGITS)
 
 
 def mixed_synthetic() -> Cells:
-    """Figures 4 and 5 on synthetic: (variant, eta)."""
+    """Figures 4 and 5 on synthetic: (what, eta)."""
     return _mixed("synthetic", ETAS[::2])
 
 
@@ -104,7 +114,7 @@ def _frames(source: str) -> Cells:
         plan = {"kind": "frames", "rates": rate, "allow_empty": True}
         for name in ("CubeMLP", "evaluator alone", "DREAM"):
             cells[name, str(rate)] = [
-                _config(source, name, seed, train_plan=plan, test={"frames": plan}) for seed in SEEDS[:3]
+                _config(source, name, seed, train_plan=plan, conditions={"frames": plan}) for seed in SEEDS[:3]
             ]
     return cells
 
@@ -143,7 +153,7 @@ def longer_mosi() -> Cells:
     return _longer("mosi", tuple(METHODS))
 
 
-def readings() -> Cells:
+def interpretations() -> Cells:
     """What the paper does not say, one change at a time on digits: (what,)."""
     changes: dict[str, Config] = {
         "paper": {},
@@ -152,7 +162,7 @@ def readings() -> Cells:
         "w + log(PSS + 1)": {"mask_mode": "add_log"},
         "PAS clipped": {"pas_target": "clipped"},
         "Eq. 12 on w'": {"distill_on": "masked"},
-        "linear w, LN with parameters": {"reading": "text"},
+        "linear w, LN with parameters": {"preset": "text"},
         "repeats not tied": {"tie_enhance": False},
         "sequential targets": {"enhance_order": "sequential"},
         "Z along features": {"concat": "feature"},
@@ -171,7 +181,7 @@ def readings() -> Cells:
     return cells
 
 
-def readings_synthetic() -> Cells:
+def interpretations_synthetic() -> Cells:
     """How a score becomes a prediction, on synthetic: (what,)."""
     cells: Cells = {("paper",): [_config("synthetic", "DREAM", seed) for seed in SEEDS[:3]]}
     for how in ("sign_gt", "round7"):
@@ -201,7 +211,7 @@ SIX_SETS: dict[str, list[str]] = {  # what the nets of six views are tested on; 
 
 def inexact_mfeat() -> Cells:
     """Monte-Carlo scores with the six views of mfeat: (orders,)."""
-    return _inexact("mfeat", (1, 4), test=SIX_SETS, train={**TRAIN, "epochs": 6})
+    return _inexact("mfeat", (1, 4), conditions=SIX_SETS, train={**TRAIN, "epochs": 6})
 
 
 def inexact_digits() -> Cells:
@@ -216,7 +226,7 @@ def detection() -> Cells:
     """Does PSS = 0 find what is missing? (data, evaluator)."""
     cells: Cells = {}
     for source in ("synthetic", "confounded", "digits", "mosi", "avmnist"):
-        for name, evaluator in (("table3", "table3"), ("weak", "table3"), ("mlp", "mlp")):
+        for name, evaluator in (("table3", NETS["table3"]), ("weak", NETS["table3"]), ("mlp", NETS["mlp"])):
             if name != "table3" and source != "digits":
                 continue
             train = DATA.get(source, {}).get("train", TRAIN)
@@ -271,7 +281,7 @@ def trained_evaluator(config: Config, splits: dict[str, MultimodalDataset]) -> A
     train, valid = (plan.draw(splits[k]).apply(splits[k]) for k in ("train", "valid"))
     settings = TrainConfig(seed=config["seed"], device="cpu", **config["train"])
     with random_state(config["seed"]):
-        net = experiments.BACKBONES[config["backbone"]](train, {})
+        net = getattr(backbones, config["backbone"]).for_data(train)
     fit(JointTraining(net), train, valid, settings)
     return net.eval(), train, valid
 
@@ -289,15 +299,15 @@ def pss_counts(dream: Any, split: MultimodalDataset) -> tuple[np.ndarray, np.nda
     return (values / 1e6).numpy(), counts.numpy()
 
 
-def run_detection(config: Config) -> results.Rows:
+def run_detection(config: Config) -> results.Results:
     """A run of `detection`: PSS of the test split with modalities missing at each rate, beside the truth."""
     from mmlib.methods import DREAM
 
     start = time.perf_counter()
     splits = load(config)
     net, train, _ = trained_evaluator(config, splits)
-    dream = DREAM.for_data(net, train, width=8, heads=1)
-    rows, kept = results.Rows(), {}
+    dream = DREAM.for_data(train, net, width=8, heads=1)
+    rows, kept = results.Results(), {}
     for rate in config["rates"]:
         plan = MissingPlan("bernoulli", rates=rate, seed=config["seed"])
         split = plan.draw(splits["test"]).apply(splits["test"])
@@ -310,7 +320,8 @@ def run_detection(config: Config) -> results.Rows:
             "missing": missing[1] / missing.sum(),
         }
         rows += [
-            {"test": f"missing at {rate}", "metric": m, "value": float(v), "n": len(split)} for m, v in scores.items()
+            {"condition": f"missing at {rate}", "metric": m, "value": float(v), "n": len(split)}
+            for m, v in scores.items()
         ]
     for row in rows:
         row |= {k: config[k] for k in ("method", "data", "backbone", "seed", "profile")}
@@ -350,7 +361,7 @@ def mask_facts(w: torch.Tensor, pss: torch.Tensor) -> dict[str, float]:
     }
 
 
-def run_mask(config: Config) -> results.Rows:
+def run_mask(config: Config) -> results.Results:
     """A run of `mask`: the signs of w on the test split under the plan of training, and what becomes of the weights."""
     from mmlib.methods import DREAM
     from mmlib.training import TrainConfig, fit, random_state
@@ -359,7 +370,7 @@ def run_mask(config: Config) -> results.Rows:
     splits = load(config)
     net, train, valid = trained_evaluator(config, splits)
     with random_state(config["seed"]):
-        dream = DREAM.for_data(net, train, **config["method_options"])
+        dream = DREAM.for_data(train, net, **config["method_options"])
     dream.precompute(train)
     fit(dream, train, valid, TrainConfig(seed=config["seed"], device="cpu", **config["train"]))
     plan = MissingPlan.from_dict({"seed": config["seed"], **config["train_plan"]})
@@ -367,8 +378,8 @@ def run_mask(config: Config) -> results.Rows:
     w, pss = raw_weights(dream, test)
     common = {k: config[k] for k in ("method", "data", "backbone", "seed", "profile")}
     common |= {"seconds": round(time.perf_counter() - start, 3), "device": "cpu, 1 thread", "n": len(test)}
-    return results.Rows(
-        {**common, "test": "as in training", "metric": k, "value": v} for k, v in mask_facts(w, pss).items()
+    return results.Results(
+        {**common, "condition": "as in training", "metric": k, "value": v} for k, v in mask_facts(w, pss).items()
     )
 
 
@@ -432,7 +443,7 @@ def cost_seconds(
     split.info.update(task="regression", outputs=1)
     torch.manual_seed(seed)
     net, cube = Table3Evaluator.for_data(split), CubeMLPBackbone.for_data(split, width=min(width, 128))
-    dream = DREAM.for_data(Table3Evaluator.for_data(split).eval(), split, width=width, heads=heads)
+    dream = DREAM.for_data(split, Table3Evaluator.for_data(split).eval(), width=width, heads=heads)
     one = split[:]
     unseen = one.replace(target=None)
 
@@ -469,21 +480,21 @@ def cost_seconds(
     return found
 
 
-def run_cost(config: Config) -> results.Rows:
+def run_cost(config: Config) -> results.Results:
     """A run of `cost`: seconds are of the machine that it ran on; the chapter shows their ratios."""
     found = cost_seconds(*(config[k] for k in ("shapes", "width", "heads", "batch", "steps", "seed")))
     common = {"method": "cost", "data": "random", "seed": config["seed"], "profile": config["profile"]}
     common |= {"device": "cpu, 1 thread", "seconds": round(sum(found.values()), 3), "n": config["batch"]}
-    return results.Rows({**common, "test": "-", "metric": k, "value": v} for k, v in found.items())
+    return results.Results({**common, "condition": "-", "metric": k, "value": v} for k, v in found.items())
 
 
 KEPT = ("accuracy", "f1_non0", "mae")  # of the eight scores of a regression
 
 
-def score(config: Config) -> results.Rows:
+def score(config: Config) -> results.Results:
     """`experiments.train_and_score`, whose rows of other metrics are left out."""
     rows = experiments.train_and_score(config)
-    return results.Rows([row for row in rows if row["metric"] in KEPT], rows.predictions)
+    return results.Results([row for row in rows if row["metric"] in KEPT], rows.predictions)
 
 
 TABLES: dict[str, Callable[[], Cells]] = {
@@ -497,14 +508,14 @@ TABLES: dict[str, Callable[[], Cells]] = {
     "longer_synthetic": longer_synthetic,
     "longer_mosi": longer_mosi,
     "mixed_digits": mixed_digits,
-    "readings": readings,
+    "interpretations": interpretations,
     "inexact_digits": inexact_digits,
     "inexact_mfeat": inexact_mfeat,
-    "readings_synthetic": readings_synthetic,
+    "interpretations_synthetic": interpretations_synthetic,
     "fig3_synthetic": fig3_synthetic,
     "mixed_synthetic": mixed_synthetic,
 }
-RUNNERS: dict[str, Callable[[Config], results.Rows]] = {
+RUNNERS: dict[str, Callable[[Config], results.Results]] = {
     "detection": run_detection,
     "mask": run_mask,
     "cost": run_cost,

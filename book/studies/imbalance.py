@@ -52,24 +52,20 @@ class Reweighted(JointTraining):
             self.gradients.scale(self.factors)
 
 
-def run(config: Config) -> results.Rows:
-    """`experiments.train_and_score`, which learns the method "reweighted" first."""
-    experiments.METHODS["reweighted"] = lambda backbone, setting, options: Reweighted(backbone, **options)
-    try:
-        return experiments.train_and_score(config)
-    finally:
-        del experiments.METHODS["reweighted"]
+def run(config: Config) -> results.Results:
+    """`experiments.train_and_score`, which knows `Reweighted` besides."""
+    return experiments.train_and_score(config, {"Reweighted": Reweighted})
 
 
 SGD = {"optimizer": "sgd", "lr": 0.05}
 REMEDIES: dict[str, tuple[str, Config, Config]] = {  # method, its options, training
-    "joint training": ("joint", {}, {}),
-    "gradients reweighted": ("reweighted", {"where": "gradient"}, {}),
-    "learning rates reweighted": ("reweighted", {"where": "rate"}, {}),
-    "modality dropout": ("joint", {"modality_dropout": 0.5}, {}),
-    "OGM-GE": ("ogm_ge", {"alpha": 0.3}, {}),
-    "joint training, SGD": ("joint", {}, SGD),
-    "gradients reweighted, SGD": ("reweighted", {"where": "gradient"}, SGD),
+    "joint training": ("JointTraining", {}, {}),
+    "gradients reweighted": ("Reweighted", {"where": "gradient"}, {}),
+    "learning rates reweighted": ("Reweighted", {"where": "rate"}, {}),
+    "modality dropout": ("JointTraining", {"modality_dropout": 0.5}, {}),
+    "OGM-GE": ("OGMGE", {"alpha": 0.3}, {}),
+    "joint training, SGD": ("JointTraining", {}, SGD),
+    "gradients reweighted, SGD": ("Reweighted", {"where": "gradient"}, SGD),
 }
 
 
@@ -87,7 +83,7 @@ def _config(data: str, rates: tuple[float, ...], seed: int, method: str, options
         "method": method,
         "method_options": options,
         "train_plan": plan,
-        "test": ["subsets", {"own rates": plan}],
+        "conditions": ["subsets", {"own rates": plan}],
         "train": {"epochs": 25, "batch_size": 64, "lr": 1e-3, **train},
         "seed": seed,
         "profile": "book",
@@ -96,7 +92,7 @@ def _config(data: str, rates: tuple[float, ...], seed: int, method: str, options
 
 def _shared(data: str) -> Cells:
     return {
-        (name_of(rates),): [_config(data, rates, seed, "joint", {}, {}) for seed in SEEDS]
+        (name_of(rates),): [_config(data, rates, seed, "JointTraining", {}, {}) for seed in SEEDS]
         for rates in (SHARED, *SETTINGS)
     }
 

@@ -53,12 +53,12 @@ def ablation(parts: str) -> Config:
 
 
 METHODS: dict[str, tuple[str, Config]] = {
-    "joint training": ("joint", {}),
-    "modality dropout": ("joint", {"modality_dropout": 0.5}),
-    "PMR": ("pmr", {}),
-    "MBT-Sample": ("mbt_sample", {}),
-    "MCE without B": ("mce", {"state_factor": False}),
-    "MCE": ("mce", {}),
+    "joint training": ("JointTraining", {}),
+    "modality dropout": ("JointTraining", {"modality_dropout": 0.5}),
+    "PMR": ("PMR", {}),
+    "MBT-Sample": ("MBTSample", {}),
+    "MCE without B": ("MCE", {"state_factor": False}),
+    "MCE": ("MCE", {}),
 }
 
 
@@ -66,9 +66,9 @@ def _avmnist(**changes: Any) -> Config:
     """AV-MNIST: 600 steps; selection on validation pairs of which half keep their sound."""
     return {
         "data": "avmnist",
-        "backbone": "avmnist",
+        "backbone": "AVMNISTBackbone",
         "valid_plan": {"kind": "bernoulli", "rates": {"audio": 0.5}},
-        "test": {"image": ["image"], "image+audio": ["image", "audio"]},
+        "conditions": {"image": ["image"], "image+audio": ["image", "audio"]},
         "train": {"epochs": 40, "batch_size": 64, "lr": 1e-3},
         "profile": "book",
         **changes,
@@ -77,7 +77,7 @@ def _avmnist(**changes: Any) -> Config:
 
 def _small(data: str, rates: tuple[float, ...], seed: int, method: str, options: Config, **changes: Any) -> Config:
     """digits or three views of mfeat: 40 epochs, tested on the seven subsets."""
-    if method == "mce":
+    if method == "MCE":
         options = {"hidden": 256, **options}
     return {
         "data": data,
@@ -85,7 +85,7 @@ def _small(data: str, rates: tuple[float, ...], seed: int, method: str, options:
         "method": method,
         "method_options": options,
         "train_plan": {"kind": "exact_count", "rates": list(rates)},
-        "test": "subsets",
+        "conditions": "subsets",
         "train": {"epochs": 40, "batch_size": 64, "lr": 1e-3},
         "seed": seed,
         "profile": "book",
@@ -103,15 +103,15 @@ def fig7() -> Cells:
             cells[name, str(share)] = [
                 _avmnist(method=method, method_options=options, train_plan=plan, seed=seed) for seed in SEEDS
             ]
-    only = {"modalities": ["image"], "valid_plan": None, "test": {"image": ["image"]}}
-    cells["image only", "0"] = [_avmnist(**only, method="joint", seed=seed) for seed in SEEDS]
+    only = {"modalities": ["image"], "valid_plan": None, "conditions": {"image": ["image"]}}
+    cells["image only", "0"] = [_avmnist(**only, method="JointTraining", seed=seed) for seed in SEEDS]
     return cells
 
 
 def table2_digits() -> Cells:
     """Table 2's thirteen rows on digits under setting a: (row,)."""
     return {
-        (row,): [_small("digits", SETTINGS["a"], seed, "mce", ablation(parts)) for seed in SEEDS]
+        (row,): [_small("digits", SETTINGS["a"], seed, "MCE", ablation(parts)) for seed in SEEDS]
         for row, parts in ABLATIONS.items()
     }
 
@@ -121,7 +121,9 @@ def table2_avmnist() -> Cells:
     plan = {"kind": "exact_count", "rates": {"image": 0.2, "audio": 0.8}}
     return {
         (row,): [
-            _avmnist(method="mce", method_options=ablation(ABLATIONS[row]), train_plan=plan, test="subsets", seed=seed)
+            _avmnist(
+                method="MCE", method_options=ablation(ABLATIONS[row]), train_plan=plan, conditions="subsets", seed=seed
+            )
             for seed in SEEDS
         ]
         for row in "ahijm"
@@ -154,7 +156,7 @@ def fig4() -> Cells:
     """One weight at a time on digits: (weight, value); the others stay 1."""
     return {
         (name, str(value)): [
-            _small("digits", SETTINGS["a"], seed, "mce", {**WEIGHTS, name: value}) for seed in SEEDS[:3]
+            _small("digits", SETTINGS["a"], seed, "MCE", {**WEIGHTS, name: value}) for seed in SEEDS[:3]
         ]
         for name in WEIGHTS
         for value in GRID
@@ -166,7 +168,7 @@ def fig5() -> Cells:
     names = list(WEIGHTS)
     return {
         (one, str(x), two, str(y)): [
-            _small("digits", SETTINGS["a"], seed, "mce", {**WEIGHTS, one: x, two: y}) for seed in SEEDS[:1]
+            _small("digits", SETTINGS["a"], seed, "MCE", {**WEIGHTS, one: x, two: y}) for seed in SEEDS[:1]
         ]
         for one, two in ((names[0], names[1]), (names[0], names[2]), (names[1], names[2]))
         for x in GRID
@@ -174,11 +176,11 @@ def fig5() -> Cells:
     }
 
 
-def readings() -> Cells:
+def interpretations() -> Cells:
     """What the paper does not say, one change at a time on digits under setting a: (what,)."""
     changes: dict[str, Config] = {
         "paper": {},
-        "released": {"reading": "released"},
+        "released": {"preset": "released"},
         "released Shapley": {"shapley": "released"},
         "column slip": {"columns": [0, 2, 1]},
         "A not normalised": {"rate_norm": "none"},
@@ -195,12 +197,12 @@ def readings() -> Cells:
         "3 coalitions a step": {"subsets": 3},
     }
     cells: Cells = {
-        (what,): [_small("digits", SETTINGS["a"], seed, "mce", options) for seed in SEEDS]
+        (what,): [_small("digits", SETTINGS["a"], seed, "MCE", options) for seed in SEEDS]
         for what, options in changes.items()
     }
     moving = {"kind": "exact_count", "rates": list(SETTINGS["a"]), "resample": True}
     cells["masks bound to position",] = [
-        _small("digits", SETTINGS["a"], seed, "mce", {}, train_plan=moving) for seed in SEEDS
+        _small("digits", SETTINGS["a"], seed, "MCE", {}, train_plan=moving) for seed in SEEDS
     ]
     return cells
 
@@ -211,7 +213,7 @@ TABLES: dict[str, Callable[[], Cells]] = {
     "table2_avmnist": table2_avmnist,
     "table5_digits": table5_digits,
     "table5_mfeat": table5_mfeat,
-    "readings": readings,
+    "interpretations": interpretations,
     "fig4": fig4,
     "fig5": fig5,
 }

@@ -31,14 +31,14 @@ from mmlib.batch import MultimodalDataset
 from mmlib.checks import PATH, Flag, Function, Is, Maybe, Named, OneOf, Several, Text, Whole, check_known
 from mmlib.training import TrainConfig, fit, predict, random_state
 
-from .results import Claims, Config, Rows, append, canonical, complete, config_hash, frame_of, keys_of, read
+from .results import Claims, Config, Results, append, canonical, complete, config_hash, frame_of, keys_of, read
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from mmlib.missing import MissingPlan
 
-__all__ = ["BACKBONES", "METHODS", "load_or_run", "subsets", "train_and_score"]
+__all__ = ["Setting", "backbone_class", "load_or_run", "method_class", "subsets", "train_and_score"]
 
 Run = Callable[[Config], list[dict[str, Any]]]
 Done = tuple[str, list[dict[str, Any]], dict[str, np.ndarray], str | None]  # key, rows, predictions, traceback
@@ -62,7 +62,7 @@ def load_or_run(
 ) -> pd.DataFrame:
     """The rows of all ``configs``: stored ones are loaded, the others are run and stored as each of them finishes.
 
-    path : the results file, a CSV; predictions go to the folder ``<stem>.predictions`` beside it
+    path : the results file, a CSV; predictions go to an ``.npz`` of the same name beside it
     run : config -> rows, each with at least ``metric`` and ``value`` and any other of `COLUMNS`, or `Rows`; default
         `train_and_score`
     workers : processes; 1 runs here. With ``backend="dask"`` the runs go to ``client``, or to a local cluster of so
@@ -238,153 +238,112 @@ def _commit() -> str:
 # The general runner
 
 
-def _generic(data: MultimodalDataset, options: Mapping[str, Any]) -> Any:
-    from mmlib.backbones import GenericBackbone
-
-    return GenericBackbone.for_data(data, **options)
-
-
-def _mmin(data: MultimodalDataset, options: Mapping[str, Any]) -> Any:
-    from mmlib.backbones import MMINBackbone
-
-    return MMINBackbone.for_data(data, **options)
-
-
-def _avmnist(data: MultimodalDataset, options: Mapping[str, Any]) -> Any:
-    from mmlib.backbones import AVMNISTBackbone, AVMNISTConfig
-
-    return AVMNISTBackbone(AVMNISTConfig(modalities=data.modalities, outputs=data.info["outputs"], **options))
-
-
-def _sequences(name: str) -> Callable[[MultimodalDataset, Mapping[str, Any]], Any]:
-    """The builder of a net that finds its configuration in the data."""
-
-    def build(data: MultimodalDataset, options: Mapping[str, Any]) -> Any:
-        from mmlib import backbones
-
-        return getattr(backbones, name).for_data(data, **options)
-
-    return build
-
-
 @dataclass(frozen=True)
 class Setting:
-    """What a method may need besides its backbone: the splits as they are trained and selected on, and the budget."""
+    """What a first stage may need: the run's config, the splits as they are trained and selected on, and the budget."""
 
-    config: Config  # the run's, with every entry
-    train: MultimodalDataset
+    config: Config  # with every entry
+    train: MultimodalDataset  # masked, as its first epoch is
     valid: MultimodalDataset | None
     training: TrainConfig
+    plan: MissingPlan | None  # the train plan where it resamples; ``whole`` is what it masks
+    whole: MultimodalDataset
+
+    def fit(self, method: Any, training: TrainConfig | None = None) -> Any:
+        """`training.fit`: a mask that stays is drawn once, for all that this run trains."""
+        train = self.train if self.plan is None else self.whole
+        return fit(method, train, self.valid, training or self.training, train_plan=self.plan)
 
 
-def _joint(backbone: Any, setting: Setting, options: Mapping[str, Any]) -> Any:
-    from mmlib.baselines import JointTraining
+def backbone_class(name: str) -> Any:
+    """The class of `mmlib.backbones` with this name; ValueError, which lists them, where there is none."""
+    from mmlib import backbones
 
-    return JointTraining(backbone, **options)
-
-
-def _balm(backbone: Any, setting: Setting, options: Mapping[str, Any]) -> Any:
-    """BALM or a variant of it on any backbone; ``variant``, ``reading`` and the fields of BALMConfig as options."""
-    from mmlib.methods import BALM
-
-    return BALM(backbone, setting.train.feature_shapes, **options)
+    OneOf(*(n for n in backbones.__all__ if hasattr(getattr(backbones, n), "for_data")))("backbone", name)
+    return getattr(backbones, name)
 
 
-def _cggm(backbone: Any, setting: Setting, options: Mapping[str, Any]) -> Any:
-    from mmlib.baselines import CGGM
+def method_class(name: str, own: Mapping[str, Any] | None = None) -> Any:
+    """The class of `mmlib`'s methods and baselines, or of ``own``, with this name; ValueError for an unknown one."""
+    from mmlib import baselines, methods
 
-    return CGGM(backbone, feature_shapes=setting.train.feature_shapes, **options)
-
-
-def _ogm_ge(backbone: Any, setting: Setting, options: Mapping[str, Any]) -> Any:
-    from mmlib.baselines import OGMGE
-
-    if setting.train.info["task"] != "classification":
-        raise ValueError("method: expected classes for 'ogm_ge', which compares their probabilities, got scores")
-    return OGMGE(backbone, **options)
+    known = {n: getattr(home, n) for home in (methods, baselines) for n in home.__all__} | dict(own or {})
+    OneOf(*sorted(n for n, kind in known.items() if hasattr(kind, "for_data")))("method", name)
+    return known[name]
 
 
-def _mbt_sample(backbone: Any, setting: Setting, options: Mapping[str, Any]) -> Any:
-    from mmlib.baselines import MBTSample
+def _build(setting: Setting, own: Mapping[str, Any] | None) -> Any:
+    """The run's method, for its data.
 
-    return MBTSample(backbone, **options)
+    A first stage that runs share is not left to the method's own `for_data`: its options are part of the config, it is
+    kept for the next run, and what it gave is passed in.
+    """
+    given, train = setting.config, setting.train
+    kind, options = method_class(given["method"], own), dict(given["method_options"])
+    if given["method"] == "DEAR":  # a whole model
+        return kind.for_data(train, _encoder_for(setting, options), setting.valid, **options)
+    backbone = backbone_class(given["backbone"]).for_data(train, **given["backbone_options"])
+    if given["method"] == "DREAM":
+        evaluator = _evaluator_for(setting, options)
+        model = kind.for_data(train, evaluator, **options).to(next(evaluator.parameters()).device)
+        if setting.plan is None:
+            model.precompute(train)
+        return model
+    if given["method"] == "MCE":
+        options["upper"] = _upper_for(setting, options)
+    return kind.for_data(train, backbone, setting.valid, setting.training, **options)
 
 
-def _pmr(backbone: Any, setting: Setting, options: Mapping[str, Any]) -> Any:
-    from mmlib.baselines import PMR
-
-    if setting.train.info["task"] != "classification":
-        raise ValueError("method: expected classes for 'pmr', whose prototypes are class means, got scores")
-    return PMR(backbone, setting.train.info["outputs"], **options)
-
-
-def _mce(backbone: Any, setting: Setting, options: Mapping[str, Any]) -> Any:
-    """MCE; the frozen models of its upper bounds get the run's own backbone, split, settings and seed.
+def _upper_for(setting: Setting, options: dict[str, Any]) -> Any:
+    """MCE's upper bounds; the frozen models behind them get the run's own backbone, split, settings and seed.
 
     ``upper_bounds`` among the options: the frozen models learn from what the training split has of each modality, for
     as many epochs as the run ("epochs", default) or as many optimizer steps ("steps"), or from the complete split
     ("complete"). With "epochs", a rare modality's model takes few steps and its bound is low.
     """
-    from mmlib.methods import MCE
-
-    options = dict(options)
-    what = options.pop("upper_bounds", "epochs")
-    if what not in ("epochs", "steps", "complete"):
-        raise ValueError(f"upper_bounds: expected 'epochs', 'steps' or 'complete', got {what!r}")
-    upper = None
-    if options.get("state_factor", True) and options.get("upper_source", "frozen") == "frozen":
-        config = {k: v for k, v in setting.config.items() if k not in ("method", "method_options", "test", "progress")}
-        upper = copy.deepcopy(_upper_bounds(json.dumps(config, sort_keys=True), what, _Hidden(setting)))
-    return MCE(backbone, upper, **options)
+    what = OneOf("epochs", "steps", "complete")("upper_bounds", options.pop("upper_bounds", "epochs"))
+    if not options.get("state_factor", True) or options.get("upper_source", "frozen") != "frozen":
+        return None
+    left_out = ("method", "method_options", "conditions", "progress")
+    config = {k: v for k, v in setting.config.items() if k not in left_out}
+    return copy.deepcopy(_upper_bounds(json.dumps(config, sort_keys=True), what, _Hidden(setting)))
 
 
-def _dream(backbone: Any, setting: Setting, options: Mapping[str, Any]) -> Any:
-    """DREAM; its evaluator is a backbone that is trained first, on the run's own split, with its settings and seed.
+def _evaluator_for(setting: Setting, options: dict[str, Any]) -> Any:
+    """DREAM's evaluator: a backbone that is trained first, on the run's own split, with its settings and seed.
 
-    Among the options: ``evaluator``, a name of `BACKBONES` (default the run's backbone), ``evaluator_options``,
+    Among the options: ``evaluator``, a class of `mmlib.backbones` (default the run's backbone), ``evaluator_options``,
     ``evaluator_epochs`` (default the run's) and ``evaluator_dropout``, the modality dropout of its training. Self-MM on
     scores follows its own rule for pseudo-labels where that is 0. Contributions to a training split that is masked once
     are computed once.
     """
-    from mmlib.methods import DREAM
-
-    options, given = dict(options), setting.config
+    given = setting.config
     name = options.pop("evaluator", None)
-    asked = {
+    stage = {
         "evaluator": name or given["backbone"],
         "evaluator_options": options.pop("evaluator_options", {} if name else given["backbone_options"]),
         "evaluator_epochs": options.pop("evaluator_epochs", None),
         "evaluator_dropout": options.pop("evaluator_dropout", 0.0),
     }
-    if asked["evaluator"] not in BACKBONES:
-        raise ValueError(f"evaluator: expected one of {sorted(BACKBONES)}, got {asked['evaluator']!r}")
-    left_out = ("method", "method_options", "test", "progress", "backbone", "backbone_options")
-    config = {**{k: v for k, v in given.items() if k not in left_out}, **asked}
-    evaluator = copy.deepcopy(_evaluator(json.dumps(config, sort_keys=True), _Hidden(setting)))
-    model = DREAM.for_data(evaluator, setting.train, **options).to(next(evaluator.parameters()).device)
-    plan = _plan(given["train_plan"], given["seed"])
-    if plan is None or not plan.resample:
-        model.precompute(setting.train)
-    return model
+    backbone_class(stage["evaluator"])
+    left_out = ("method", "method_options", "conditions", "progress", "backbone", "backbone_options")
+    config = {**{k: v for k, v in given.items() if k not in left_out}, **stage}
+    return copy.deepcopy(_evaluator(json.dumps(config, sort_keys=True), _Hidden(setting)))
 
 
-def _dear(backbone: Any, setting: Setting, options: Mapping[str, Any]) -> Any:
-    """DEAR, a whole model: the backbone has no part in it.
+def _encoder_for(setting: Setting, options: dict[str, Any]) -> Any:
+    """DEAR's text encoder, which data with token ids need (``data_options={"text": "ids"}``).
 
-    Among the options: ``text_encoder``, a `transformers` checkpoint, which data with token ids need
-    (``data_options={"text": "ids"}``): a folder below ``data_root`` or the environment variable ``MMLIB_DATA``, or a
-    name.
+    ``text_encoder`` among the options: a `transformers` checkpoint, a folder below ``data_root`` or the environment
+    variable ``MMLIB_DATA``, or a name.
     """
-    from mmlib.methods import DEAR
-
-    options = dict(options)
-    checkpoint, encoder = options.pop("text_encoder", None), None
-    if checkpoint is not None:
-        roots = [setting.config["data_root"], os.environ.get("MMLIB_DATA")]
-        places = [Path(root).expanduser() / checkpoint for root in roots if root]
-        place = next((str(p) for p in places if p.is_dir()), str(checkpoint))
-        encoder = copy.deepcopy(_text_encoder(place))
-    return DEAR.for_data(setting.train, encoder, **options)
+    checkpoint = options.pop("text_encoder", None)
+    if checkpoint is None:
+        return None
+    roots = [setting.config["data_root"], os.environ.get("MMLIB_DATA")]
+    places = [Path(root).expanduser() / checkpoint for root in roots if root]
+    place = next((str(p) for p in places if p.is_dir()), str(checkpoint))
+    return copy.deepcopy(_text_encoder(place))
 
 
 @functools.lru_cache(maxsize=1)
@@ -428,7 +387,7 @@ def _upper_bounds(config: str, what: str, hidden: _Hidden) -> Any:
         own = _with_any(train.select([name]))[0]
         own_valid = None if valid is None else _with_any(valid.select([name]))[0]
         with random_state(training.seed):
-            model = JointTraining(BACKBONES[given["backbone"]](own, given["backbone_options"]))
+            model = JointTraining(backbone_class(given["backbone"]).for_data(own, **given["backbone_options"]))
         fit(model, own, own_valid, training)
         models[name] = model
     return UpperBounds.from_models(models, whole)  # a plan that resamples may show any of it; `present` cuts the rest
@@ -441,63 +400,33 @@ def _evaluator(config: str, hidden: _Hidden) -> Any:
     from mmlib.baselines import JointTraining
 
     setting: Setting = hidden.value
-    asked = json.loads(config)
-    splits = _splits(asked["data"], asked["data_root"], json.dumps(asked["data_options"], sort_keys=True))
-    train = _with_any(splits["train"].select(setting.train.modalities))[0]  # the plan masks it, as it does for DREAM
-    plan = _plan(asked["train_plan"], asked["seed"])
-    training, epochs = setting.training, asked["evaluator_epochs"]
+    given = json.loads(config)
+    training, epochs, train = setting.training, given["evaluator_epochs"], setting.train
     training = training if epochs is None else replace(training, epochs=epochs, steps=None)
     with random_state(training.seed):
-        net = BACKBONES[asked["evaluator"]](train, asked["evaluator_options"])
+        net = backbone_class(given["evaluator"]).for_data(train, **given["evaluator_options"])
         scores = train.target is not None and train.target.is_floating_point()
         method = (
             SelfMMTraining(net, train)
-            if isinstance(net, SelfMMEvaluator) and scores and not asked["evaluator_dropout"]
-            else JointTraining(net, asked["evaluator_dropout"])
+            if isinstance(net, SelfMMEvaluator) and scores and not given["evaluator_dropout"]
+            else JointTraining(net, given["evaluator_dropout"])
         )
-    fit(method, train, setting.valid, training, train_plan=plan)
+    setting.fit(method, training)
     return net.eval()
 
-
-BACKBONES: dict[str, Callable[[MultimodalDataset, Mapping[str, Any]], Any]] = {
-    "generic": _generic,
-    "avmnist": _avmnist,
-    "mmin": _mmin,
-    "table3": _sequences("Table3Evaluator"),
-    "corrkd": _sequences("CorrKDEvaluator"),
-    "selfmm": _sequences("SelfMMEvaluator"),
-    "mlp": _sequences("MLPEvaluator"),
-    "cubemlp": _sequences("CubeMLPBackbone"),
-    "mmgcn": _sequences("MMGCNBackbone"),
-    "mmdfn": _sequences("MMDFNBackbone"),
-    "gcnet": _sequences("GCNetBackbone"),
-}
-METHODS: dict[str, Callable[[Any, Setting, Mapping[str, Any]], Any]] = {
-    "balm": _balm,
-    "cggm": _cggm,
-    "dear": _dear,
-    "dream": _dream,
-    "joint": _joint,
-    "mbt_sample": _mbt_sample,
-    "mce": _mce,
-    "ogm_ge": _ogm_ge,
-    "pmr": _pmr,
-}
-
-WHOLE = ("dear",)  # methods that are whole models; a config's backbone is not built for them
 
 DEFAULTS: Config = {
     "data": "digits",
     "data_root": None,
     "data_options": {},
     "modalities": None,  # these alone, in this order
-    "backbone": "generic",
+    "backbone": "GenericBackbone",
     "backbone_options": {},
-    "method": "joint",
+    "method": "JointTraining",
     "method_options": {},
     "train_plan": None,  # MissingPlan.from_dict; without a seed, the run's
     "valid_plan": "train",  # another plan, None for all that is there, or "train": the train plan, on these samples
-    "test": "complete",  # "complete", "subsets", {name: plan or list of modalities}, or a list of these
+    "conditions": "complete",  # "complete", "subsets", {name: plan or list of modalities}, or a list of these
     "train": {},  # fields of TrainConfig
     "seed": 0,
     "profile": "quick",
@@ -506,19 +435,20 @@ DEFAULTS: Config = {
 }
 
 
-def train_and_score(config: Config) -> Rows:
+def train_and_score(config: Config, own: Mapping[str, Any] | None = None) -> Results:
     """Train one method on one data set and score it under the test conditions: the entries of a config are `DEFAULTS`.
 
-    Weights, order and dropout follow ``seed``; selection is on validation, its metric is the row with test "valid".
-    Rows: per condition ``accuracy`` for classes, or the metrics of `metrics.msa_scores` for scores or of
+    Weights, order and dropout follow ``seed``; selection is on validation, whose metric is the result of the condition
+    "valid". Results: per condition ``accuracy`` for classes, or the metrics of `metrics.msa_scores` for scores or of
     `metrics.multilabel_scores` for bool labels, over the n samples of which the condition leaves something; seconds of
     training; peak memory of the process, or of the GPU.
 
     Of dialogues the samples are the real utterances: n counts them, classes have ``weighted_f1`` besides, predictions
     and target are stored for them alone, dialogue by dialogue, and ``ids`` says whose each is.
 
-    test : "complete" (what is there), "subsets" (every non-empty subset of the modalities, named "image+audio"), a dict
-        from names to plans or lists of modalities, or a list of these
+    own : classes of methods by name, besides those of `mmlib`
+    conditions : "complete" (what is there), "subsets" (every non-empty subset of the modalities, named "image+audio"),
+        a dict from names to plans or lists of modalities, or a list of these
 
     Raises ValueError for an unknown entry or name, listing the known ones.
     """
@@ -526,9 +456,8 @@ def train_and_score(config: Config) -> Rows:
     given = {**DEFAULTS, **config}
     for name in ("train", "data_options", "backbone_options"):
         Named(Is("an option", object), 0)(name, given[name])
-    for name, known in (("backbone", BACKBONES), ("method", METHODS)):
-        if given[name] not in known:
-            raise ValueError(f"{name}: expected one of {sorted(known)}, got {given[name]!r}")
+    backbone_class(given["backbone"])
+    kind = method_class(given["method"], own)
     settings = {"seed": given["seed"], "device": given["device"], "progress": given["progress"], **given["train"]}
     if unknown := sorted(set(settings) - set(TrainConfig.__dataclass_fields__)):
         raise ValueError(f"train: unknown settings {unknown}; known are {sorted(TrainConfig.__dataclass_fields__)}")
@@ -546,15 +475,14 @@ def train_and_score(config: Config) -> Rows:
     masked, mask = train, "-"
     if train_plan is not None:
         drawn = train_plan.draw(train, epoch=1 if train_plan.resample else None)
-        masked, mask = drawn.apply(train), drawn.fingerprint
+        masked = drawn.apply(train, keep_complete=bool(getattr(kind, "needs_complete", False)))
+        mask = drawn.fingerprint
+    resampled = train_plan if train_plan is not None and train_plan.resample else None
+    setting = Setting(given, masked, valid, training, resampled, train)
 
     with random_state(given["seed"]), _Memory() as memory:
-        backbone = None
-        if given["method"] not in WHOLE:
-            backbone = BACKBONES[given["backbone"]](train, given["backbone_options"])
-        setting = Setting(given, masked, valid, training)
-        method = METHODS[given["method"]](backbone, setting, given["method_options"])
-        history = fit(method, train, valid, training, train_plan=train_plan)
+        method = _build(setting, own)
+        history = setting.fit(method)
     common: dict[str, Any] = {
         **{name: given[name] for name in ("method", "backbone", "data", "seed", "profile")},
         "data_hash": hashlib.sha256(
@@ -564,19 +492,19 @@ def train_and_score(config: Config) -> Rows:
         "peak_memory_mb": None if math.isnan(memory.peak_mb) else round(memory.peak_mb),
         "device": _device(method),
     }
-    rows, kept = Rows(), {}
+    rows, kept = Results(), {}
     if history.best_epoch is not None and valid is not None:
         chosen = history.epochs[history.best_epoch - 1 if training.select == "best" else -1]
         for metric in ("accuracy", "weighted_f1", "mae", "macro_f1"):
             if f"valid_{metric}" in chosen:
                 score = {"metric": metric, "value": chosen[f"valid_{metric}"], "n": int(_samples(valid).sum())}
-                rows.append({**common, "test": "valid", "mask_hash": f"{mask[:12]}/-", **score})
-    for name, condition, fingerprint in _conditions(given["test"], test, given["seed"]):
+                rows.append({**common, "condition": "valid", "mask_hash": f"{mask[:12]}/-", **score})
+    for name, condition, fingerprint in _conditions(given["conditions"], test, given["seed"]):
         scored, places = _with_any(condition)
         logits = predict(method, scored)
         count = int((_samples(scored) & scored.present.cpu().any(-1)).sum())
         for metric, value in _scores(logits, scored).items():
-            masks = {"test": name, "mask_hash": f"{mask[:12]}/{fingerprint[:12]}"}
+            masks = {"condition": name, "mask_hash": f"{mask[:12]}/{fingerprint[:12]}"}
             rows.append({**common, **masks, "metric": metric, "value": value, "n": count})
         kept[name] = _compact(logits, scored, test, places)
     assert test.target is not None
@@ -616,19 +544,19 @@ def subsets(modalities: Sequence[str]) -> dict[str, list[str]]:
     return found
 
 
-def _conditions(asked: Any, test: MultimodalDataset, seed: int) -> Iterator[tuple[str, MultimodalDataset, str]]:
+def _conditions(given: Any, test: MultimodalDataset, seed: int) -> Iterator[tuple[str, MultimodalDataset, str]]:
     """(name, test split under the condition, mask fingerprint or "-") of each test condition."""
-    if isinstance(asked, (list, tuple)):
-        for one in asked:
+    if isinstance(given, (list, tuple)):
+        for one in given:
             yield from _conditions(one, test, seed)
-    elif asked == "complete":
+    elif given == "complete":
         yield "complete", test, "-"
-    elif asked == "subsets":
+    elif given == "subsets":
         yield from _conditions(subsets(test.modalities), test, seed)
-    elif isinstance(asked, Mapping):
-        for name, what in asked.items():
+    elif isinstance(given, Mapping):
+        for name, what in given.items():
             if name in ("valid", "target", "ids"):
-                raise ValueError(f"test: expected another name than {name!r}, which the results use themselves")
+                raise ValueError(f"conditions: expected another name than {name!r}, which the results use themselves")
             if isinstance(what, Mapping):
                 plan = _plan(what, seed)
                 assert plan is not None
@@ -640,9 +568,9 @@ def _conditions(asked: Any, test: MultimodalDataset, seed: int) -> Iterator[tupl
                     on[test.data.index(modality)] = True
                 yield name, test.drop(present=on), "-"
             else:
-                raise ValueError(f"test[{name!r}]: expected a plan or a list of modalities, got {what!r}")
+                raise ValueError(f"conditions[{name!r}]: expected a plan or a list of modalities, got {what!r}")
     else:
-        raise ValueError(f"test: expected 'complete', 'subsets', a dict or a list of these, got {asked!r}")
+        raise ValueError(f"conditions: expected 'complete', 'subsets', a dict or a list of these, got {given!r}")
 
 
 def _with_any(data: MultimodalDataset) -> tuple[MultimodalDataset, torch.Tensor]:

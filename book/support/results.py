@@ -17,6 +17,7 @@ import os
 import re
 import time
 import warnings
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
@@ -34,7 +35,7 @@ __all__ = [
     "COLUMNS",
     "Claims",
     "Config",
-    "Rows",
+    "Results",
     "append",
     "canonical",
     "complete",
@@ -42,8 +43,8 @@ __all__ = [
     "frame_of",
     "grid",
     "keys_of",
-    "load_rows",
-    "missing_rows",
+    "load_results",
+    "missing_runs",
     "not_run",
     "predictions",
     "read",
@@ -51,9 +52,9 @@ __all__ = [
 
 # fmt: off
 COLUMNS = (
-    "experiment", "config_hash", "method", "backbone", "data", "data_hash", "mask_hash", "test", "seed", "profile",
+    "experiment", "config_hash", "method", "backbone", "data", "data_hash", "mask_hash", "condition", "seed", "profile",
     "metric", "value", "n", "seconds", "peak_memory_mb", "device", "kernels", "torch", "mmlib", "commit", "date",
-    "command", "rows", "digest", "config",
+    "command", "results", "digest", "config",
 )
 # fmt: on
 # What is the same in all rows of a run: a file has it in the first row alone, where no row says otherwise
@@ -66,13 +67,13 @@ ONCE = (
     "commit",
     "date",
     "command",
-    "rows",
+    "results",
     "digest",
     "config",
 )  # fmt: skip
 NUMBERS: dict[str, type] = {
     **dict.fromkeys(("value", "seconds", "peak_memory_mb"), float),
-    **dict.fromkeys(("seed", "n", "rows"), int),
+    **dict.fromkeys(("seed", "n", "results"), int),
 }  # the columns that hold numbers; an empty one is unknown
 KINDS = {int: "a whole number", float: "a number"}
 MACHINE = ("data_root", "device", "progress")  # entries of a config that say where it runs, not what it computes
@@ -82,7 +83,7 @@ POLL = 0.2  # seconds between two looks at the runs that other processes have
 Config = dict[str, Any]
 
 
-class Rows(list[dict[str, Any]]):
+class Results(list[dict[str, Any]]):
     """A run's rows, with the predictions that they were computed from: one array [n] a test condition."""
 
     def __init__(self, rows: Iterable[dict[str, Any]] = (), predictions: Mapping[str, np.ndarray] | None = None):
@@ -133,11 +134,11 @@ def _strings(value: Any) -> Iterator[str]:
 # The results file
 
 
-def load_rows(path: str | Path, configs: Sequence[Config] | None = None) -> pd.DataFrame:
+def load_results(path: str | Path, configs: Sequence[Config] | None = None) -> pd.DataFrame:
     """The stored rows, of these configs in this order or of all; a file that is not there has none.
 
     Columns: `COLUMNS`. ``kernels`` says what computed the run (the CPU's instructions as PyTorch uses them, its vendor,
-    family and model, and variables that choose kernels); "" means unknown. ``rows`` and ``digest`` are how many rows
+    family and model, and variables that choose kernels); "" means unknown. ``results`` and ``digest`` are how many rows
     the run has and what they come to.
 
     Raises ValueError, which names the file and the line, for a file of another schema, for a value that is no number,
@@ -148,7 +149,7 @@ def load_rows(path: str | Path, configs: Sequence[Config] | None = None) -> pd.D
     return frame_of([row for key in keys for row in stored.get(key, ())])
 
 
-def missing_rows(path: str | Path, configs: Sequence[Config]) -> list[Config]:
+def missing_runs(path: str | Path, configs: Sequence[Config]) -> list[Config]:
     """The configs that the results file does not have yet."""
     stored = read(Path(PATH("path", path)))
     return [config for key, config in zip(keys_of(configs), configs, strict=True) if key not in stored]
@@ -157,32 +158,51 @@ def missing_rows(path: str | Path, configs: Sequence[Config]) -> list[Config]:
 def not_run(path: str | Path, configs: Sequence[Config], command: str) -> str:
     """A sentence for a page: how many of the runs are not there, and the command that fills them in; "" if all are."""
     Text("command", command)
-    missing = len(missing_rows(path, configs))
+    missing = len(missing_runs(path, configs))
     return f"{missing} of {len(configs)} runs not run; `{command}` fills them in" if missing else ""
 
 
 def predictions(path: str | Path, config: Mapping[str, Any] | str) -> dict[str, np.ndarray]:
     """The stored predictions of one run (a config or its hash): per test condition [n], besides ``target`` and ``ids``.
 
-    Classes are int16, scores float32; a sample that a condition leaves empty is -1 or NaN. Raises FileNotFoundError
-    where none are stored, ValueError for what is no hash and for a file that cannot be read, which it names.
+    Classes are int16, scores float32; a sample that a condition leaves empty is -1 or NaN. They stand in one ``.npz``
+    beside the results file, as ``HASH/CONDITION``. Raises FileNotFoundError where none are stored, ValueError for what
+    is no hash and for a file that cannot be read, which it names.
     """
     PATH("path", path)
     key = config if isinstance(config, str) else config_hash(config)
     if not re.fullmatch("[0-9a-f]{16}", key):
         raise ValueError(f"config: expected a config, or the 16 hexadecimal digits of its hash, got {key!r:.100}")
-    file = _predictions_file(Path(path), key)
-    if not file.exists():
-        raise FileNotFoundError(f"config: no predictions of {key} are stored beside {Path(path).name}")
+    file = Path(path).with_suffix(".npz")
     try:
-        with np.load(file, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
+        found = _unpacked(file, key) if file.exists() else {}
     except Exception as error:
-        raise ValueError(f"{file.name}: not a readable predictions file ({error}); delete it and run again") from error
+        raise ValueError(
+            f"{file.name}: not a readable predictions file ({error}); restore it, or delete it and run again"
+        ) from error
+    if not found:
+        raise FileNotFoundError(f"config: no predictions of {key} are stored beside {Path(path).name}")
+    return found
 
 
-def _predictions_file(path: Path, key: str) -> Path:
-    return path.with_name(f"{path.stem}.predictions") / f"{key}.npz"
+def _unpacked(file: Path, key: str) -> dict[str, np.ndarray]:
+    with np.load(file, allow_pickle=False) as arrays:
+        return {name.removeprefix(f"{key}/"): arrays[name] for name in arrays.files if name.startswith(f"{key}/")}
+
+
+def _pack(file: Path, key: str, arrays: Mapping[str, np.ndarray]) -> None:
+    """Add a run's arrays to the predictions of its table, whose lock is held; the file is replaced as a whole."""
+    packed = io.BytesIO(file.read_bytes() if file.exists() else b"")
+    if file.exists() and not zipfile.is_zipfile(packed):  # else a second archive would begin behind it
+        raise ValueError(f"{file.name}: not a readable predictions file; restore it, or delete it and run again")
+    with zipfile.ZipFile(packed, "a", zipfile.ZIP_DEFLATED) as archive:
+        for name, array in arrays.items():
+            with warnings.catch_warnings():  # a process that was stopped before it stored its results left the same
+                warnings.filterwarnings("ignore", "Duplicate name", UserWarning)  # name; the last one counts
+                place = archive.open(f"{key}/{name}.npy", "w", force_zip64=True)
+            with place:
+                np.lib.format.write_array(place, np.asanyarray(array), allow_pickle=False)
+    atomic_write(file, packed.getbuffer(), locked=True)
 
 
 def keys_of(configs: Sequence[Config]) -> list[str]:
@@ -243,9 +263,9 @@ def read(path: Path) -> dict[str, list[dict[str, str]]]:
             raise ValueError(
                 f"{place} holds another configuration than its hash says: its first row was lost or edited. {last}"
             )
-        if rows[0]["rows"] != str(len(rows)):
+        if rows[0]["results"] != str(len(rows)):
             raise ValueError(
-                f"{place} says that it has {rows[0]['rows'] or 'an unknown number of'} rows, and has {len(rows)}: "
+                f"{place} says that it has {rows[0]['results'] or 'an unknown number of'} rows, and has {len(rows)}: "
                 f"one was lost or doubled. {last}"
             )
         if rows[0]["digest"] != _digest(rows):
@@ -260,7 +280,7 @@ def _filled(row: dict[str, str], first: Mapping[str, str]) -> dict[str, str]:
 
 def _digest(rows: Iterable[Mapping[str, str]]) -> str:
     """Twelve hexadecimal digits of all that a run's rows say."""
-    said = [[row[name] for name in COLUMNS if name not in ("rows", "digest")] for row in rows]
+    said = [[row[name] for name in COLUMNS if name not in ("results", "digest")] for row in rows]
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:12]
 
 
@@ -280,14 +300,12 @@ def append(path: Path, key: str, rows: list[dict[str, str]], arrays: Mapping[str
     """Store a run that is claimed. The whole file is replaced at once: no crash or full disk harms what is in it."""
     from filelock import FileLock
 
-    if arrays:
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-        atomic_write(_predictions_file(path, key), buffer.getbuffer(), locked=True)  # the run is claimed
     with FileLock(path.with_name(f".{path.name}.lock")):
         stored = read(path)
         if key in stored:  # another process was faster
             return
+        if arrays:
+            _pack(path.with_suffix(".npz"), key, arrays)
         _write(path, [*stored.values(), rows])
 
 
@@ -298,7 +316,7 @@ def _write(path: Path, runs: Iterable[list[dict[str, str]]]) -> None:
     writer.writeheader()
     for rows in runs:
         rows = [_filled(row, rows[0]) for row in rows]
-        sealed = {"rows": str(len(rows)), "digest": _digest(rows)}
+        sealed = {"results": str(len(rows)), "digest": _digest(rows)}
         first, *rest = ({**row, **sealed} for row in rows)
         writer.writerow(first)
         same = dict.fromkeys((name for name in ONCE if all(row[name] == first[name] for row in rest)), "")

@@ -117,11 +117,11 @@ class Stored:
         self.path, self.cells, self.command, self.metric = Path(path), cells, command, metric
         self.keys = {label: [results.config_hash(c) for c in configs] for label, configs in cells.items()}
         self.seeds = {label: [int(c["seed"]) for c in configs] for label, configs in cells.items()}
-        rows = results.load_rows(self.path)
+        rows = results.load_results(self.path)
         rows = rows[rows["metric"] == metric]
         self._rows = rows
         self._scores: dict[str, dict[str, float]] = {}
-        for key, test, value in zip(rows["config_hash"], rows["test"], rows["value"], strict=True):
+        for key, test, value in zip(rows["config_hash"], rows["condition"], rows["value"], strict=True):
             self._scores.setdefault(key, {})[test] = value
         self._shares: dict[tuple[str, tuple[str, ...]], np.ndarray | None] = {}
         self._compared: dict[Any, Interval] = {}
@@ -179,7 +179,7 @@ class Stored:
 
     def samples(self, label: Label, test: str) -> int | None:
         """How many test samples a condition was scored on; None where nothing is stored."""
-        rows = self._rows[self._rows["config_hash"].isin(self.keys[label]) & (self._rows["test"] == test)]
+        rows = self._rows[self._rows["config_hash"].isin(self.keys[label]) & (self._rows["condition"] == test)]
         return None if rows.empty else int(rows["n"].iloc[0])
 
     def right(self, key: str, tests: str | Sequence[str] | None = None) -> np.ndarray | None:

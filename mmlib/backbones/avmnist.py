@@ -7,14 +7,15 @@ Reconstructed from the layer sizes that the MCE release's parameter counts imply
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..batch import MultimodalBatch
+from ..batch import DATASET, MultimodalBatch, MultimodalDataset
 from ..checks import Flag, Is, Maybe, OneOf, Several, Whole, check_options, option
 from ..layers import MLP
-from .base import Backbone
+from .base import Backbone, outputs_of
 
 __all__ = ["AVMNISTBackbone", "AVMNISTConfig"]
 
@@ -88,6 +89,11 @@ class AVMNISTBackbone(Backbone):
             self.encoders[name] = net(config.released_heads)
         self.width = 320
         self.decoder = self.make_decoder(self.width * len(config.modalities))
+
+    @classmethod
+    def for_data(cls, data: MultimodalDataset, **options: Any) -> AVMNISTBackbone:
+        """The net for what a data set has of the two modalities, with its number of classes."""
+        return cls(AVMNISTConfig(modalities=DATASET("data", data).modalities, outputs=outputs_of(data), **options))
 
     def make_decoder(self, width: int) -> nn.Module:
         return MLP([width, 64, self.config.outputs], dropout=0.5)

@@ -19,10 +19,10 @@ from ..checks import Flag, Is, Maybe, Named, Number, OneOf, Several, Text, Whole
 from .dialogue import DialogueBackbone, dialogue_options, run_packed, speaker_numbers
 from .mmgcn import Encoder, MMGCNBackbone, MMGCNConfig
 
-__all__ = ["MMDFNBackbone", "MMDFNConfig", "READINGS"]
+__all__ = ["MMDFNBackbone", "MMDFNConfig", "PRESETS"]
 
 PARTY = {"audio": 3.0, "language": 1.0, "vision": 0.0}
-READINGS: dict[str, dict[str, Any]] = {
+PRESETS: dict[str, dict[str, Any]] = {
     "balm": {},  # the defaults
     "original": {"reasoning": True},
 }
@@ -75,13 +75,13 @@ class MMDFNBackbone(MMGCNBackbone):
         self._build_graph(config, config.reasoning)
 
     @classmethod
-    def for_data(cls, data: MultimodalDataset, reading: str = "balm", **options: Any) -> MMDFNBackbone:
+    def for_data(cls, data: MultimodalDataset, preset: str = "balm", **options: Any) -> MMDFNBackbone:
         """The backbone that fits a data set's modalities, widths, speakers and outputs.
 
-        reading : "balm" or "original" (with the memory), a preset over the options of `MMDFNConfig`
+        preset : "balm" or "original" (with the memory), over the options of `MMDFNConfig`
         """
-        OneOf(*READINGS)("reading", reading)
-        return cls(MMDFNConfig(**{**dialogue_options(data), **READINGS[reading], **options}))
+        OneOf(*PRESETS)("preset", preset)
+        return cls(MMDFNConfig(**{**dialogue_options(data), **PRESETS[preset], **options}))
 
     def encode_dialogue(self, name: str, x: Tensor, real: Tensor, batch: MultimodalBatch) -> Tensor:
         encoder, weight = self.encoders[name], self.config.party_weight(name)

@@ -42,9 +42,9 @@ from .dialogue import (
     used_steps,
 )
 
-__all__ = ["GCNII", "MMGCNBackbone", "MMGCNConfig", "READINGS", "dialogue_graph", "propagate"]
+__all__ = ["GCNII", "MMGCNBackbone", "MMGCNConfig", "PRESETS", "dialogue_graph", "propagate"]
 
-READINGS: dict[str, dict[str, Any]] = {
+PRESETS: dict[str, dict[str, Any]] = {
     "balm": {},  # the defaults
     "original": {"layers": 64, "embedded": ("language",)},
 }
@@ -216,14 +216,14 @@ class MMGCNBackbone(DialogueBackbone):
         self.decoder = self.make_decoder((config.width + config.hidden) * len(config.input_widths))
 
     @classmethod
-    def for_data(cls, data: MultimodalDataset, reading: str = "balm", **options: Any) -> MMGCNBackbone:
+    def for_data(cls, data: MultimodalDataset, preset: str = "balm", **options: Any) -> MMGCNBackbone:
         """The backbone that fits a data set's modalities, widths, speakers and outputs.
 
-        reading : "balm" or "original" (64 layers, the speaker's embedding on the language alone), a preset over the
+        preset : "balm" or "original" (64 layers, the speaker's embedding on the language alone), over the
             options of `MMGCNConfig`
         """
-        OneOf(*READINGS)("reading", reading)
-        return cls(MMGCNConfig(**{**dialogue_options(data), **READINGS[reading], **options}))
+        OneOf(*PRESETS)("preset", preset)
+        return cls(MMGCNConfig(**{**dialogue_options(data), **PRESETS[preset], **options}))
 
     def make_decoder(self, width: int) -> nn.Module:
         return nn.Sequential(nn.Dropout(self.config.dropout), nn.ReLU(), nn.Linear(width, self.config.outputs))

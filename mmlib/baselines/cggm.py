@@ -33,7 +33,7 @@ class CGGM(BALM):
     Arguments and options as in `BALM`, with CGGM's values of rho, tau (its lambda), ``discrepancy`` and ``lmod``, and
     without calibration. The release bounds nothing (``mu_clip=None``), so that a mini-batch on which the gains of all
     modalities cancel, which accuracies of few samples often do, has coefficients in the millions; here mu is kept in
-    (0, rho M). Our reading: the classifiers are two-layer nets on the encodings, where the release has small
+    (0, rho M). Our interpretation: the classifiers are two-layer nets on the encodings, where the release has small
     Transformers on sequences, and learn at the learning rate of everything else, where the release takes half of it.
     """
 

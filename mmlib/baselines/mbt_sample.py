@@ -37,7 +37,7 @@ def resampling_copies(shapley: Tensor, present: Tensor, weak: str = "auto") -> T
 
     weak : which modalities count as weak. "each": every present one, by its own value, as in the release. "lowest": of
         each sample the one with the lowest value, or all that tie for it. "auto": "each" for two modalities, "lowest"
-        for more, which the release does not treat (our reading)
+        for more, which the release does not treat (our interpretation)
 
     An absent modality is never chosen. A sample with one modality has phi = 1 or 0 like a coalition of its own; where
     it is wrong it is repeated twice, as the rule says, though there is nothing to leave out.

@@ -7,13 +7,13 @@ BALM, for any number of modalities of which any may be missing.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from ..backbones.base import BACKBONE, Backbone
-from ..batch import BATCH, MultimodalBatch, Output
+from ..batch import BATCH, DATASET, MultimodalBatch, MultimodalDataset, Output
 from ..checks import Array, Flag, Is, Maybe, Named, Number, OneOf, Several, Whole
 from ..coalitions import coalition_logits
 from ..layers import scoring
@@ -30,8 +30,8 @@ def ogm_coefficients(score: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
     """The ratio of each modality's score to the mean of the others', and OGM Eq. 10: [M] -> [M], [M].
 
     k_m = 1 - tanh(alpha ratio_m) where the ratio is above 1, else 1. With two modalities these are the paper's; the
-    mean of the others, for more, is our reading. A ratio of 0 / 0 is 1, and what is above 1 by rounding alone is not
-    above: k jumps there, and equal scores are to be left alone.
+    mean of the others, for more, is our interpretation. A ratio of 0 / 0 is 1, and what is above 1 by rounding alone is
+    not above: k jumps there, and equal scores are to be left alone.
     """
     if len(Array("float", "[M]")("score", score)) < 2:
         raise ValueError(f"score: expected [M] with M >= 2, got shape {tuple(score.shape)}")
@@ -48,12 +48,12 @@ class OGMGE(nn.Module):
     The score of a modality is the sum, over the mini-batch, of the probability that the backbone gives to the right
     class when it sees this modality alone: the others' encodings are 0, in eval mode. For a linear layer on
     concatenated encodings this is the release's slice of that layer, but for the bias, which we keep whole. Of bool
-    labels it is the mean over labels of the probability given to the right answer, our reading.
+    labels it is the mean over labels of the probability given to the right answer, our interpretation.
 
     alpha : strength, at least 0; the release has 0.1 to 0.8 by data set
     noise : the generalisation enhancement (GE): Gaussian noise with the standard deviation of each encoder gradient
         before it is scaled; False is OGM
-    rows : the score sums over "all" samples, or over those that have the modality ("present"), then as a mean
+    samples : the score sums over "all" samples, or over those that have the modality ("present"), then as a mean
     kernels_only : only convolution kernels (four axes) are modulated, as in the release
     active_epochs : first and last epoch that is modulated; None: all
     encoders : as in `EncoderGradients`; default ``backbone.encoders``
@@ -71,7 +71,7 @@ class OGMGE(nn.Module):
         *,
         alpha: float = 0.1,
         noise: bool = True,
-        rows: str = "all",
+        samples: str = "all",
         kernels_only: bool = False,
         active_epochs: tuple[int, int] | None = None,
         encoders: Mapping[str, Part | Iterable[Part]] | None = None,
@@ -80,7 +80,7 @@ class OGMGE(nn.Module):
         self.backbone: Backbone = BACKBONE("backbone", backbone)
         self.alpha = Number(0)("alpha", alpha)
         self.noise = Flag()("noise", noise)
-        self.rows = OneOf("all", "present")("rows", rows)
+        self.samples = OneOf("all", "present")("samples", samples)
         self.active_epochs = Maybe(Several(Whole(0), 2, 2))("active_epochs", active_epochs)
         if active_epochs is not None and active_epochs[0] > active_epochs[1]:
             raise ValueError(f"active_epochs: expected None or a pair (first, last), got {active_epochs!r}")
@@ -98,6 +98,20 @@ class OGMGE(nn.Module):
         self._pending: Tensor | None = None
         self.register_buffer("alone", torch.eye(len(backbone.modalities), dtype=torch.bool), persistent=False)
         self.register_buffer("last_values", torch.zeros(3, len(backbone.modalities)))
+
+    @classmethod
+    def for_data(
+        cls,
+        data: MultimodalDataset,
+        backbone: Any = None,
+        valid: MultimodalDataset | None = None,
+        config: Any = None,
+        **options: Any,
+    ) -> OGMGE:
+        """As every method's: on a backbone for this data set, whose targets are classes or labels."""
+        if DATASET("data", data).info.get("task") == "regression":
+            raise ValueError("data: expected classes, whose probabilities OGM-GE compares, got scores")
+        return cls(backbone, **options)
 
     @property
     def last(self) -> dict[str, Tensor]:
@@ -127,7 +141,7 @@ class OGMGE(nn.Module):
         else:
             right = said.float().softmax(-1).gather(-1, y.expand(said.shape[:-1])[..., None])[..., 0].flatten(1)
         counted = torch.ones_like(right, dtype=torch.bool) if real is None else real.flatten().expand_as(right)
-        if self.rows == "present":
+        if self.samples == "present":
             counted = counted & batch.present.flatten(0, -2).T
         new = torch.stack([torch.where(counted, right, 0).sum(-1), counted.sum(-1).to(right)])
         new = new if self.counts else torch.zeros_like(new)
@@ -139,7 +153,7 @@ class OGMGE(nn.Module):
         if self._pending is None:
             raise RuntimeError("rebalance: expected a training step's forward and backward pass before it")
         (total, count), self._pending = reduce_sums(self._pending), None
-        score = total if self.rows == "all" else total / count.clamp_min(1)
+        score = total if self.samples == "all" else total / count.clamp_min(1)
         ratio, coefficient = ogm_coefficients(score, self.alpha)
         if self.active:
             spreads = self.encoders.spreads() if self.noise else []

@@ -6,7 +6,7 @@ number of modalities of which any may be missing.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -99,6 +99,20 @@ class PMR(SharesBatches, nn.Module):
         modalities = len(backbone.modalities)
         self.register_buffer("prototypes", torch.zeros(modalities, classes, width))
         self.register_buffer("seen", torch.zeros(modalities, classes, dtype=torch.bool))
+
+    @classmethod
+    def for_data(
+        cls,
+        data: MultimodalDataset,
+        backbone: Any = None,
+        valid: MultimodalDataset | None = None,
+        config: Any = None,
+        **options: Any,
+    ) -> PMR:
+        """As every method's: on a backbone for this data set, whose targets are classes."""
+        if DATASET("data", data).info.get("task") != "classification":
+            raise ValueError("data: expected classes, whose means are PMR's prototypes, got scores or labels")
+        return cls(backbone, data.info["outputs"], **options)
 
     def forward(self, batch: MultimodalBatch) -> Output:
         h = self.backbone.encode(BATCH("batch", batch))

@@ -4,8 +4,8 @@
 follows the paper: the Feature Calibration Module (FCM, Eqs. 7-10), the Gradient Rebalancing Module (GRM, Eqs. 17-26),
 and the plug-in of both (Algorithm 1, Eq. 27). `GradientRebalancing` is given the encoders of any model and serves
 CGGM, its parent, too; `EncoderGradients` is all that OGM-GE needs. The paper's Eqs. 1-27 are printed in the main paper,
-of which only the supplement and the release were at hand: they are our reading, and where the two differ `BALMConfig`
-has an option.
+of which only the supplement and the release were at hand: they are our interpretation, and where the two differ
+`BALMConfig` has an option.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from ..checks import (
     Several,
     Whole,
     check_options,
-    from_reading,
+    from_preset,
     option,
 )
 from ..layers import SharedBatch, as_frames, frame_shapes, processes
@@ -48,8 +48,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BALM",
-    "READINGS",
-    "VARIANTS",
+    "PRESETS",
     "BALMConfig",
     "EncoderGradients",
     "FeatureCalibration",
@@ -378,7 +377,7 @@ def reduce_sums(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class BALMConfig:
-    """The strengths of Eqs. 21 and 27, and every reading; an alternative marked R is what the release does."""
+    """The strengths of Eqs. 21 and 27, and every interpretation; an alternative marked R is what the release does."""
 
     rho: float = option(1.3, Number(above=0))  # of Eq. 21; the paper: in (1.1, 1.6]
     tau: float = option(0.2, Number(0))  # of Eq. 27; the paper: in (0.2, 0.8]; 0 leaves L_mod out
@@ -392,7 +391,7 @@ class BALMConfig:
     # Eq. 19; "mse" (BALM-M) or "accuracy" (CGGM), see `discrepancies`
     discrepancy: str = option("kl", OneOf("kl", "mse", "accuracy"))
     # heads and Eq. 19 read every sample; "present": those that have the modality
-    rows: str = option("all", OneOf("all", "present"))
+    samples: str = option("all", OneOf("all", "present"))
     smoothing: float = option(0.0, Number(0, below=1))  # weight of the past in a moving average of Eq. 19
     # Eqs. 19-21 once a step; "epoch": over each epoch, for the next, none in the first
     interval: str = option("step", OneOf("step", "epoch"))
@@ -427,9 +426,9 @@ class BALMConfig:
                 raise ValueError(f"{name}: expected None or a pair (low, high), got {pair}")
 
 
-READINGS: dict[str, dict[str, Any]] = {"paper": {}, "released": {"grad_noise": True}}
-VARIANTS: dict[str, dict[str, Any]] = {
-    "BALM": {},
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "released": {"grad_noise": True},
     "BALM-D": {"tau": 0.0},  # FCM and distribution-driven modulation
     "BALM-S": {"scale_gradients": False},  # FCM and spatial modulation
     "BALM-M": {"discrepancy": "mse"},
@@ -437,11 +436,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "+GRM": {"calibration": False},
     "monitor": {"calibration": False, "tau": 0.0, "scale_gradients": False},  # heads that only watch
 }
-
-
-def _config(reading: str, variant: str, options: Mapping[str, Any]) -> BALMConfig:
-    OneOf(*VARIANTS)("variant", variant)
-    return from_reading(BALMConfig, READINGS, reading, {**VARIANTS[variant], **options})
 
 
 def squared_error(logits: Tensor, target: Tensor) -> Tensor:
@@ -509,11 +503,11 @@ class GradientRebalancing(nn.Module):
         *,
         catch: bool = True,
         criterion: Criterion | None = None,
-        reading: str = "paper",
+        preset: str = "paper",
         **options: Any,
     ):
         super().__init__()
-        self.config = config = _config(reading, "BALM", options)
+        self.config = config = from_preset(BALMConfig, PRESETS, preset, options)
         self.encoders = EncoderGradients(model, encoders)
         names = self.encoders.modalities
         weight = getattr(output, "weight", None)
@@ -599,7 +593,7 @@ class GradientRebalancing(nn.Module):
         """The losses, of the fused logits [*N, K] and the target [*N], or bool labels [*N, K].
 
         encodings : z[m] [*N, d_m]; default what was caught
-        present : bool [*N, M], needed for ``rows="present"``
+        present : bool [*N, M], needed for ``samples="present"``
         counted : bool [*N], False for padding
         """
         config, K = self.config, self._output[0].shape[0]
@@ -614,10 +608,10 @@ class GradientRebalancing(nn.Module):
         y, fused = target.reshape(n, *target.shape[len(N) :]), logits.reshape(n, K)
         real = None if counted is None else counted.reshape(n)
         mask = None if real is None else real.expand(M, n)
-        if config.rows == "present":
+        if config.samples == "present":
             if present is None or present.shape != (*N, M):
                 shape = None if present is None else tuple(present.shape)
-                raise ValueError(f"present: expected bool {(*N, M)} for rows='present', got {shape}")
+                raise ValueError(f"present: expected bool {(*N, M)} for samples='present', got {shape}")
             mask = present.reshape(n, M).T if mask is None else mask & present.reshape(n, M).T
 
         _, said = self.heads(z)
@@ -754,16 +748,16 @@ class BALM(nn.Module):
 
     backbone : any backbone
     feature_shapes : of the data, for FCM; default ``backbone.config.feature_shapes``
-    variant : "BALM"; "BALM-D" without L_mod; "BALM-S" without scaled gradients; "BALM-M" with squared error for KL;
-        "+FCM" or "+GRM" alone; "monitor", the plain backbone with heads that only watch (`VARIANTS`)
-    reading : "paper", or "released": with noise on the gradients (`READINGS`)
+    preset : "paper"; "released", with noise on the gradients; "BALM-D" without L_mod; "BALM-S" without scaled
+        gradients; "BALM-M" with squared error for KL; "+FCM" or "+GRM" alone; "monitor", the plain backbone with heads
+        that only watch (`PRESETS`)
     encoders, output, widths : as in `GradientRebalancing`; default ``backbone.encoders``, the last linear layer of
         ``backbone.decoder``, ``backbone.width``. Of a backbone with one recurrent net over all modalities and no
         encoders (GCNet) the columns of its first layer are scaled, and the heads read its states with the other
-        modalities zeroed; the paper does not say how, this is our reading
+        modalities zeroed; the paper does not say how, this is our interpretation
     encodings : (batch, h) -> what the heads read, z[m] [*N, d_m], where that is not ``h = backbone.encode(batch)``
     criterion : logits [n, K], target [n] -> each sample's loss [n], for the task and the heads; default by ``loss``
-    options : fields of `BALMConfig`, over those of reading and variant
+    options : fields of `BALMConfig`, over those of the preset
 
     ``forward(batch)`` gives logits and, in training, the losses "task", "unimodal" and "modulation", means over samples
     (in dialogues over real utterances, ``extras["utterance"]``). ``last`` is that of `GradientRebalancing`. In the loop
@@ -776,8 +770,7 @@ class BALM(nn.Module):
         backbone: Backbone,
         feature_shapes: Mapping[str, tuple[int, ...]] | None = None,
         *,
-        variant: str = "BALM",
-        reading: str = "paper",
+        preset: str = "paper",
         encoders: Mapping[str, Part | Iterable[Part]] | None = None,
         output: nn.Module | None = None,
         widths: int | Mapping[str, int] | None = None,
@@ -786,7 +779,7 @@ class BALM(nn.Module):
         **options: Any,
     ):
         super().__init__()
-        self.config = config = _config(reading, variant, options)
+        self.config = config = from_preset(BALMConfig, PRESETS, preset, options)
         self.backbone: Backbone = BACKBONE("backbone", backbone)
         self.encodings = Maybe(Function("a function (batch, h) -> encodings"))("encodings", encodings)
         Maybe(Function("a function (logits, target) -> losses"))("criterion", criterion)
@@ -830,16 +823,23 @@ class BALM(nn.Module):
             )
 
     @classmethod
-    def for_data(cls, backbone: Backbone, data: MultimodalDataset, **options: Any) -> BALM:
-        """BALM on a backbone for this data set."""
+    def for_data(
+        cls,
+        data: MultimodalDataset,
+        backbone: Any = None,
+        valid: MultimodalDataset | None = None,
+        config: Any = None,
+        **options: Any,
+    ) -> BALM:
+        """BALM on a backbone for this data set. It has no first stage: ``valid`` and ``config`` are every method's."""
         if DATASET("data", data).modalities != BACKBONE("backbone", backbone).modalities:
             raise ValueError(f"data: expected the modalities {list(backbone.modalities)}, got {list(data.modalities)}")
-        return cls(backbone, data.feature_shapes, **options)
+        return cls(backbone, feature_shapes=data.feature_shapes, **options)
 
     @property
     def last(self) -> dict[str, Tensor]:
         if self.rebalancing is None:
-            raise ValueError("last: expected a variant with rebalancing")
+            raise ValueError("last: expected a preset with rebalancing")
         return self.rebalancing.last
 
     def forward(self, batch: MultimodalBatch) -> Output:
@@ -867,7 +867,7 @@ class BALM(nn.Module):
         return Output(logits, losses)
 
     def rebalance(self) -> None:
-        """As `GradientRebalancing.rebalance`; nothing in a variant without it."""
+        """As `GradientRebalancing.rebalance`; nothing in a preset without it."""
         if self.rebalancing is not None:
             self.rebalancing.rebalance()
 

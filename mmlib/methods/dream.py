@@ -233,8 +233,8 @@ class DREAM(Presets, nn.Module, config=DREAMConfig, presets={"paper": {}}):
     @classmethod
     def for_data(
         cls,
-        evaluator: nn.Module,
         data: MultimodalDataset,
+        evaluator: Any = None,
         valid: MultimodalDataset | None = None,
         config: Any = None,
         **options: Any,

@@ -251,16 +251,18 @@ class MCE(Presets, SharesBatches, nn.Module, config=MCEConfig, presets={"paper":
     @classmethod
     def for_data(
         cls,
-        backbone: Backbone,
         train: MultimodalDataset,
+        backbone: Any = None,
         valid: MultimodalDataset | None = None,
         config: Any = None,
+        *,
+        upper: UpperBounds | None = None,
         **options: Any,
     ) -> MCE:
         """MCE on a backbone for this data set, with its first stage done: the frozen models behind the bounds U.
 
         Per modality a copy of its encoder and a decoder are trained on the samples of ``train`` that have it, asked for
-        their column of `UpperBounds`, and dropped. Options that need no bounds skip this.
+        their column of `UpperBounds`, and dropped. ``upper``, and options that need no bounds, skip this.
 
         train : the split as `fit` will see it: with a plan that is drawn once, the masked one
         config : how those models are trained, see `pretrain`; mostly the `TrainConfig` of the training itself
@@ -277,8 +279,7 @@ class MCE(Presets, SharesBatches, nn.Module, config=MCEConfig, presets={"paper":
         preset = options.get("preset", "paper")
         settings = {name: value for name, value in options.items() if name not in ("preset", "heads", "present")}
         chosen, found = cls.chosen(preset, settings), cls.configured(preset, settings)
-        upper = None
-        if chosen.needs_bounds(found):
+        if upper is None and chosen.needs_bounds(found):
             how = {"heads": options.get("heads"), "value": found.value, "tolerance": found.tolerance}
             upper = UpperBounds.trained(backbone, train, valid, config, **how)
         return cls(backbone, upper, **{"present": train.present, **options})

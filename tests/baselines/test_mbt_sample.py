@@ -262,7 +262,7 @@ def test_epochs_grow_after_the_warm_up_and_the_steps_stay_the_same() -> None:
     data = toy()
     method, watch = resampling(data, warmup=2), Watch()
     config = TrainConfig(epochs=8, batch_size=16, lr=1e-2, schedule="cosine", select="last")
-    history = fit(method, data, config=config, hooks=[watch])
+    history = fit(method, data, config=config, callbacks=[watch])
     assert watch.lengths[:2] == [60, 60]
     assert watch.copies[:2] == [0, 0]
     assert min(watch.copies[2:]) > 0
@@ -289,7 +289,7 @@ def test_any_hook_may_replace_the_epochs_data(factor: float, epochs: int, loader
     data, watch = toy(), Watch()
     method = resampling(data, warmup=99)
     config = TrainConfig(epochs=3, batch_size=10, select="last", loader=loader)
-    history = fit(method, data, config=config, hooks=[Replaces(), watch])
+    history = fit(method, data, config=config, callbacks=[Replaces(), watch])
     assert watch.lengths == [60 * factor] * epochs
     assert history.epochs[-1]["step"] == 18
     assert len(history.epochs) == epochs
@@ -315,12 +315,14 @@ def test_an_interrupted_run_resumes_to_the_bit(tmp_path: Path, resample: bool) -
     assert len(expected.epochs) < 6
     path = tmp_path / "run.pt"
     with pytest.raises(KeyboardInterrupt):
-        fit(resampling(data, warmup=1), data, valid, config, train_plan=plan, hooks=[Interrupt(20)], checkpoint=path)
+        fit(
+            resampling(data, warmup=1), data, valid, config, train_plan=plan, callbacks=[Interrupt(20)], checkpoint=path
+        )
     assert torch.load(path, weights_only=True)["epoch"] >= 2
     again = resampling(data, seed=9, warmup=1)
     with pytest.raises(ValueError, match="hooks"):  # the hook was part of the interrupted run
         fit(again, data, valid, config, train_plan=plan, checkpoint=path)
-    history = fit(again, data, valid, config, train_plan=plan, hooks=[Interrupt(-1)], checkpoint=path)
+    history = fit(again, data, valid, config, train_plan=plan, callbacks=[Interrupt(-1)], checkpoint=path)
     assert torch.equal(weights(whole), weights(again))
     forget = lambda rows: [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
     assert forget(history.epochs) == forget(expected.epochs)
@@ -343,7 +345,7 @@ def test_it_learns_digits_with_parts_missing() -> None:
 def test_the_runner_knows_it() -> None:
     train = {"epochs": 3, "lr": 3e-3}
     rows = train_and_score(
-        {"data": "digits", "method": "mbt_sample", "method_options": {"warmup": 1, "weak": "each"}, "train": train}
+        {"data": "digits", "method": "MBTSample", "method_options": {"warmup": 1, "weak": "each"}, "train": train}
     )
     assert {row["method"] for row in rows} == {"mbt_sample"}
     assert rows[-1]["value"] > 0.5

@@ -274,7 +274,7 @@ def test_each_epoch_begins_with_new_means_of_its_share() -> None:
     seen: list[list[int]] = []
     update = method.update_prototypes
     method.update_prototypes = lambda d, rows: (seen.append(d.ids[rows].tolist()), update(d, rows))
-    fit(method, data, config=TrainConfig(epochs=4, select="last"), hooks=[watch])
+    fit(method, data, config=TrainConfig(epochs=4, select="last"), callbacks=[watch])
     assert [len(rows) for rows in seen] == [15] * 4
     assert all(len(set(rows)) == 15 for rows in seen)
     assert len({tuple(sorted(rows)) for rows in seen}) == 4
@@ -292,13 +292,13 @@ def test_an_interrupted_run_resumes_to_the_bit(tmp_path: Path, resample: bool) -
     config = TrainConfig(epochs=4, batch_size=16, lr=1e-2, schedule="onecycle", seed=5)
     options = {"share": 0.5, "coefficient": "ratio"}
     whole = pmr(data, **options)
-    expected = fit(whole, data, valid, config, train_plan=plan, hooks=[Interrupt(-1)])
+    expected = fit(whole, data, valid, config, train_plan=plan, callbacks=[Interrupt(-1)])
     path = tmp_path / "run.pt"
     with pytest.raises(KeyboardInterrupt):
-        fit(pmr(data, **options), data, valid, config, train_plan=plan, hooks=[Interrupt(10)], checkpoint=path)
+        fit(pmr(data, **options), data, valid, config, train_plan=plan, callbacks=[Interrupt(10)], checkpoint=path)
     assert torch.load(path, weights_only=True)["epoch"] == 2
     again = pmr(data, seed=9, **options)
-    history = fit(again, data, valid, config, train_plan=plan, hooks=[Interrupt(-1)], checkpoint=path)
+    history = fit(again, data, valid, config, train_plan=plan, callbacks=[Interrupt(-1)], checkpoint=path)
     for (name, x), y in zip(whole.state_dict().items(), again.state_dict().values(), strict=True):
         assert torch.equal(x, y), name
     forget = lambda rows: [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
@@ -328,11 +328,11 @@ def test_it_learns_digits_with_parts_missing() -> None:
 @pytest.mark.slow
 def test_the_runner_knows_it() -> None:
     train = {"epochs": 3, "lr": 3e-3}
-    rows = train_and_score({"data": "digits", "method": "pmr", "method_options": {"share": 0.1}, "train": train})
+    rows = train_and_score({"data": "digits", "method": "PMR", "method_options": {"share": 0.1}, "train": train})
     assert {row["method"] for row in rows} == {"pmr"}
     assert rows[-1]["value"] > 0.5
     with pytest.raises(ValueError, match="method: expected classes for 'pmr', whose prototypes are class means"):
-        train_and_score({"data": "synthetic", "data_options": {"task": "regression"}, "method": "pmr"})
+        train_and_score({"data": "synthetic", "data_options": {"task": "regression"}, "method": "PMR"})
 
 
 def test_what_does_not_fit_is_named() -> None:

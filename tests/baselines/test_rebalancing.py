@@ -81,7 +81,7 @@ def test_cggm_is_bounded_unless_it_is_told_not_to_be() -> None:
 def test_cggm_takes_scores_by_their_sign_and_options_of_its_own() -> None:
     data = toy()
     scores = MultimodalDataset(data.data.replace(target=torch.randn(60)), {"outputs": 1, "task": "regression"})
-    method = make(CGGM, scores, rho=1.6, lmod="abs", variant="BALM", calibration=True)
+    method = make(CGGM, scores, rho=1.6, lmod="abs", preset="paper", calibration=True)
     assert (method.config.rho, method.config.lmod) == (1.6, "abs")
     assert method.calibration is not None
     fit(method, scores, config=TrainConfig(epochs=1, select="last"))
@@ -155,7 +155,7 @@ def test_ogm_scores_are_slices_of_the_linear_layer(rows: str) -> None:
     features = {name: torch.randn(20, 1, 3, dtype=torch.float64) for name in "ab"}
     present = torch.rand(20, 2) < 0.6
     batch = MultimodalBatch(features, torch.ones(20, 2, dtype=torch.bool), y).drop(present=present)
-    method = OGMGE(Late().double(), alpha=0.7, noise=False, rows=rows).double().train()
+    method = OGMGE(Late().double(), alpha=0.7, noise=False, samples=rows).double().train()
     output = method(batch)
     torch.testing.assert_close(output.losses["task"], F.cross_entropy(output.logits, y))
     output.losses["task"].backward()
@@ -226,7 +226,7 @@ def test_ogm_counts_real_utterances_alone() -> None:
     [
         ({"alpha": -1.0}, "alpha: expected a number of at least 0, got -1.0"),
         ({"alpha": math.nan}, "alpha: expected"),
-        ({"rows": "some"}, "rows: expected 'all' or 'present'"),
+        ({"samples": "some"}, "samples: expected 'all' or 'present'"),
         ({"active_epochs": (3, 1)}, r"active_epochs: expected None or a pair \(first, last\)"),
         ({"encoders": {"m0": nn.Linear(1, 1)}}, r"encoders: expected one for each of \['m0', 'm1'\], got \['m0'\]"),
         ({"encoders": {"m0": nn.Linear(1, 1), "m1": nn.Linear(1, 1)}}, r"expected a part of GenericBackbone"),
@@ -247,8 +247,8 @@ def test_ogm_refuses_scores_and_calls_out_of_order() -> None:
         make(OGMGE, data).train()(scores)
     with pytest.raises(RuntimeError, match="rebalance: expected a training step's forward and backward pass"):
         make(OGMGE, data).rebalance()
-    run = {"data": "synthetic", "data_options": {"task": "regression"}, "method": "ogm_ge", "train": {"epochs": 1}}
-    with pytest.raises(ValueError, match="method: expected classes for 'ogm_ge'"):
+    run = {"data": "synthetic", "data_options": {"task": "regression"}, "method": "OGMGE", "train": {"epochs": 1}}
+    with pytest.raises(ValueError, match="data: expected classes, whose probabilities"):
         train_and_score(run)
 
 
@@ -261,7 +261,7 @@ def test_ogm_is_active_in_its_epochs() -> None:
             seen[state.epoch] = state.method.active
 
     method = make(OGMGE, data, active_epochs=(2, 2), alpha=1.0)
-    fit(method, data, config=TrainConfig(epochs=3, select="last"), hooks=[Log()])
+    fit(method, data, config=TrainConfig(epochs=3, select="last"), callbacks=[Log()])
     assert seen == {1: False, 2: True, 3: False}
     assert method.active
 
@@ -283,11 +283,11 @@ def test_an_interrupted_run_resumes_to_the_bit(tmp_path: Path, method: type) -> 
             valid,
             config,
             train_plan=PLAN,
-            hooks=[Interrupt(11)],
+            callbacks=[Interrupt(11)],
             checkpoint=tmp_path / "r",
         )
     again = make(method, data, 0.2, seed=3)
-    fit(again, data, valid, config, train_plan=PLAN, hooks=[Interrupt(-1)], checkpoint=tmp_path / "r")
+    fit(again, data, valid, config, train_plan=PLAN, callbacks=[Interrupt(-1)], checkpoint=tmp_path / "r")
     assert torch.equal(weights(whole), weights(again))
 
 

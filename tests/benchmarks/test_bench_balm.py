@@ -81,7 +81,7 @@ def test_step_over_the_plain_step(benchmark, best, net, device):
     backbone, batch = make(net, device)
     plain = step(JointTraining(backbone), batch)
     shapes = NETS[net][0]
-    variants = [BALM(make(net, device)[0], shapes, variant=variant).to(device) for variant in ("BALM", "+FCM", "+GRM")]
+    variants = [BALM(make(net, device)[0], shapes, preset=preset).to(device) for preset in ("paper", "+FCM", "+GRM")]
     balm, calibrated, rebalanced = (step(variant, batch) for variant in variants)
     benchmark(balm)
     base, *times = best(plain, balm, calibrated, rebalanced, repeats=30)

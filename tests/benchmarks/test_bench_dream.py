@@ -32,7 +32,7 @@ def make(net: str = "table3", device: str = "cpu", copies: int = 1, **options) -
     ).drop(present=torch.rand(B, len(shapes)) < 0.67)
     data = MultimodalDataset(batch)
     evaluator = NETS[net].for_data(data).eval()
-    return DREAM.for_data(evaluator, data, **options).to(device).train(), batch.to(device)
+    return DREAM.for_data(data, evaluator, **options).to(device).train(), batch.to(device)
 
 
 def step(model: DREAM, batch: MultimodalBatch) -> Callable[[], None]:

@@ -45,7 +45,7 @@ from scipy import stats
 
 from book.studies import balm, dear, dream, imbalance
 from book.support import build, experiments, results
-from mmlib import data
+from mmlib import backbones, baselines, data, methods
 from mmlib.losses import task_loss
 
 RESULTS = build.ROOT / "book" / "results"
@@ -58,8 +58,8 @@ ALARMS = 1e-3  # false alarms of the suite, at most
 COMPARISONS = 1000  # values that the suite compares, at most: a test counts them
 SEEDS = 3  # of a cell have to be outside
 ENOUGH = 10  # degrees of freedom of a pooled variance
-CELL = ["cell", "test", "metric"]
-SAID = ["test", "metric", "n", "data_hash", "mask_hash"]
+CELL = ["cell", "condition", "metric"]
+SAID = ["condition", "metric", "n", "data_hash", "mask_hash"]
 MADE = ["kernels", "torch", "device", "data_hash"]
 COMPUTED = ("avmnist",)  # features that are computed here: their last bits, and the data's hash, follow NumPy's kernels
 EMBEDDED = ("digits", "synthetic", "confounded", "conversations")
@@ -73,7 +73,7 @@ def linear_probe(config: dict[str, Any]) -> list[dict[str, Any]]:
     flat = lambda split: np.hstack([split.data.features[m].flatten(1).numpy() for m in config["modalities"]])
     model = LogisticRegression(max_iter=2000).fit(flat(splits["train"]), splits["train"].target.numpy())
     right = model.predict(flat(splits["test"])) == splits["test"].target.numpy()
-    common = {"test": "+".join(config["modalities"]), "metric": "accuracy", "n": len(right)}
+    common = {"condition": "+".join(config["modalities"]), "metric": "accuracy", "n": len(right)}
     return [{**common, "value": float(right.mean()), "data_hash": splits["test"].info["fingerprint"][:12]}]
 
 
@@ -81,7 +81,7 @@ RUNNERS: dict[str, Callable[[dict[str, Any]], list[dict[str, Any]]]] = {
     "linear probe": linear_probe,
     "detection": dream.run_detection,
     "mask": dream.run_mask,
-    "reweighted": imbalance.run,
+    "Reweighted": imbalance.run,
     "mce+balm": balm.run,
 }
 
@@ -90,15 +90,18 @@ def runner(config: dict[str, Any]) -> Callable[[dict[str, Any]], list[dict[str, 
     """What does the run of a stored config again; None where nothing here can."""
     if config.get("method") in RUNNERS:
         return RUNNERS[config["method"]]
-    if config.get("protocol") == "lnln" and "text_encoder" not in config and config["test"] in dear.SCORED:
+    if config.get("protocol") == "lnln" and "text_encoder" not in config and config["conditions"] in dear.SCORED:
         return dear.score
-    known = set(config) <= set(experiments.DEFAULTS) and config.get("method", "joint") in experiments.METHODS
-    return experiments.train_and_score if known and config.get("backbone", "generic") in experiments.BACKBONES else None
+    given = {**experiments.DEFAULTS, **config}
+    known = any(hasattr(home, given["method"]) for home in (methods, baselines)) and hasattr(
+        backbones, given["backbone"]
+    )
+    return experiments.train_and_score if known and given.keys() == experiments.DEFAULTS.keys() else None
 
 
 def runs(path: Path) -> pd.DataFrame:
     """One row per run that can be done again on this machine: its hash, config and seconds."""
-    stored = results.load_rows(path)
+    stored = results.load_results(path)
     stored = stored[stored["device"].str.startswith("cpu")]
     stored = stored.groupby("config_hash", as_index=False).agg({"config": "first", "seconds": "max"}).fillna(0.0)
     return stored[[runner(json.loads(text)) is not None for text in stored["config"]]]
@@ -135,7 +138,7 @@ def with_spread(stored: pd.DataFrame) -> pd.DataFrame:
     found = stored.groupby(CELL, as_index=False)["value"].agg(["mean", "var", "count"])
     found["df"] = found["count"] - 1
     found["squares"] = found["var"].fillna(0.0) * found["df"]
-    by_test = found.groupby(["test", "metric"])[["df", "squares"]].transform("sum")
+    by_test = found.groupby(["condition", "metric"])[["df", "squares"]].transform("sum")
     by_metric = found.groupby("metric")[["df", "squares"]].transform("sum")
     pooled = by_test.where(by_test["df"] >= ENOUGH, by_metric)
     with np.errstate(invalid="ignore"):
@@ -163,7 +166,7 @@ def outside(old: pd.DataFrame, new: pd.DataFrame) -> dict[tuple[str, str], float
         centre, half = (row.value, two) if same_kernels(old, new) else (row.centre, max(row.half, two))
         both_nan = np.isnan(row.value) and np.isnan(row.value_new)
         if not both_nan and not abs(row.value_new - centre) <= half:
-            off[row.test, row.metric] = 1.0 if row.value_new > centre else -1.0
+            off[row.condition, row.metric] = 1.0 if row.value_new > centre else -1.0
     return off
 
 
@@ -189,10 +192,10 @@ def check(stored: pd.DataFrame, config: dict[str, Any], again: Callable[[dict[st
         new = new[new["metric"].isin(set(old["metric"]))]  # a table may keep some of the metrics
         found = outside(old, new)
         off = {place: side for place, side in found.items() if not tried or off.get(place) == side}
-        tried.append(new.set_index(["test", "metric"])["value"])
+        tried.append(new.set_index(["condition", "metric"])["value"])
         if not off or same_kernels(old, new):
             break
-    said = mine.set_index(["test", "metric"])
+    said = mine.set_index(["condition", "metric"])
     lines = [
         f"{test}, {metric}: stored {said.loc[(test, metric), 'value']:.4f}, seeds' mean "
         f"{said.loc[(test, metric), 'centre']:.4f} ± {said.loc[(test, metric), 'half']:.4f}, now "
@@ -222,7 +225,7 @@ def test_stored_rows_come_out_again(table: Path, tmp_path: Path, request: pytest
     if any(config["data"] not in EMBEDDED for config in configs):
         root = str(request.getfixturevalue("real_data"))
         configs = [{**config, "data_root": root} for config in configs]
-    stored = with_spread(results.load_rows(table))
+    stored = with_spread(results.load_results(table))
 
     def again(config: dict[str, Any]) -> pd.DataFrame:
         try:
@@ -256,7 +259,7 @@ def test_false_alarms_are_rarer_than_one_in_a_thousand_suites() -> None:
     """The suite compares no more values than the level is made for; and a seed left out is inside, but for few runs."""
     count = drawn_runs = held = out = 0
     for table in sorted(RESULTS.glob("*.csv")):
-        stored, chosen = with_spread(results.load_rows(table)), drawn(runs(table), "", *FIXED)
+        stored, chosen = with_spread(results.load_results(table)), drawn(runs(table), "", *FIXED)
         count += int(stored["config_hash"].isin(chosen["config_hash"]).sum())
         drawn_runs += len(chosen)
         seed = stored.groupby(CELL).cumcount()
@@ -286,7 +289,7 @@ def trained(config: dict[str, Any]) -> pd.DataFrame:
 def test_a_wrong_loss_a_wrong_mask_and_swapped_modalities_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """By runs that are trained with the fault, against the interval: nothing is known of the kernels."""
     table = RESULTS / "dream-table1-synthetic.csv"
-    stored = with_spread(results.load_rows(table)).assign(kernels="")
+    stored = with_spread(results.load_results(table)).assign(kernels="")
     cheap = runs(table).sort_values(["seconds", "config_hash"])
     (config,) = (json.loads(text) for text in cheap["config"][:1])
     check(stored, config, trained)
@@ -318,7 +321,7 @@ def test_a_wrong_loss_a_wrong_mask_and_swapped_modalities_are_seen(monkeypatch: 
 
 def invented(values: dict[int, list[float]], kernels: str = "") -> pd.DataFrame:
     """Rows of a table: cells of seeds, one condition each."""
-    row = {"test": "image", "metric": "accuracy", "n": 500, "data_hash": "d", "mask_hash": "-/-", "data": "digits"}
+    row = {"condition": "image", "metric": "accuracy", "n": 500, "data_hash": "d", "mask_hash": "-/-", "data": "digits"}
     row |= {"kernels": kernels, "torch": "2", "device": "cpu, 1 thread"}
     configs = [({"cell": c, "seed": s}, v) for c, seeds in values.items() for s, v in enumerate(seeds)]
     return pd.DataFrame(
@@ -368,7 +371,7 @@ def test_elsewhere_three_seeds_have_to_leave_the_interval_on_one_side() -> None:
         check(stored, config, counted({0: 0.1, 1: half + 1e-9, 2: 0.1}))
     with pytest.raises(AssertionError, match="accuracy"):
         check(stored, config, again_as(dict.fromkeys(range(3), np.nan)))
-    for change in ({"n": 499}, {"data_hash": "e"}, {"mask_hash": "-/e"}, {"test": "audio"}):
+    for change in ({"n": 499}, {"data_hash": "e"}, {"mask_hash": "-/e"}, {"condition": "audio"}):
         with pytest.raises(AssertionError, match="other conditions, samples, data or masks"):
             check(stored, config, again_as({}, **change))
 

@@ -343,10 +343,10 @@ def test_the_runner_knows_dear(real):
     config = {
         "data": "mosi", "data_root": str(real),
         "data_options": {"text": "ids", "max_frames": 6, "modalities": ["language", "audio"]},
-        "method": "dear", "train": {"epochs": 1, "steps": 1, "batch_size": 4}, "train_plan": {"kind": "lnln"},
+        "method": "DEAR", "train": {"epochs": 1, "steps": 1, "batch_size": 4}, "train_plan": {"kind": "lnln"},
         "method_options": {"text_encoder": "text-encoder", "width": 8, "heads": 1, "head_width": 8,
                            "freeze_text": True},
-        "valid_plan": None, "test": {"r=0.9": {"kind": "lnln", "rates": 0.9}}, "device": "cpu",
+        "valid_plan": None, "conditions": {"r=0.9": {"kind": "lnln", "rates": 0.9}}, "device": "cpu",
     }  # fmt: skip
     rows = train_and_score(config)
-    assert {row["metric"] for row in rows if row["test"] == "r=0.9"} >= {"mae", "corr", "acc7"}
+    assert {row["metric"] for row in rows if row["condition"] == "r=0.9"} >= {"mae", "corr", "acc7"}

@@ -433,7 +433,7 @@ for cls in (backbones.GenericBackbone, backbones.CubeMLPBackbone, backbones.MMIN
 for cls in (backbones.GCNetBackbone, backbones.MMGCNBackbone, backbones.MMDFNBackbone):
     preset = {} if cls is backbones.GCNetBackbone else {"reading": choice}
     case(f"backbones.{cls.__name__}.for_data", cls.for_data,
-         lambda preset=preset: dict(data=talk(), **({"reading": "balm"} if preset else {})), data=TALK, **preset)
+         lambda preset=preset: dict(data=talk(), **({"preset": "balm"} if preset else {})), data=TALK, **preset)
     case(f"backbones.{cls.__name__}()", lambda batch, cls=cls: cls.for_data(talk(), width=4, hidden=4)(batch),
          lambda: dict(batch=talk()[:2]), batch=lambda good: [*thing(good), batch(), good.select(["audio", "vision"])])
 case("backbones.Backbone", backbones.Backbone, lambda: dict(encode_absent=True), encode_absent=flag)
@@ -534,16 +534,16 @@ case("balm.EncoderGradients", balm.EncoderGradients, lambda: dict(model=net(), e
 CRITERION = lambda good: ["x", 3, []]
 case("balm.GradientRebalancing", balm.GradientRebalancing,
      lambda: dict(model=net(), encoders=dict(net().encoders), output=net().decoder[-1], widths=4, catch=False,
-                  criterion=losses.sample_losses, reading="paper"),
+                  criterion=losses.sample_losses, preset="paper"),
      model=thing, encoders=ENCODERS, output=lambda good: [*thing(good), torch.nn.Linear(3, 4)],
      widths=lambda good: [None, "x", 0, {"audio": 4}, {m: 0 for m in NAMES}, 1.5], catch=flag, criterion=CRITERION,
-     reading=choice)
+     preset=choice)
 case("balm.BALM", balm.BALM,
-     lambda: dict(backbone=net(), feature_shapes=SHAPES, variant="BALM", reading="paper", encoders=dict(net().encoders),
+     lambda: dict(backbone=net(), feature_shapes=SHAPES, preset="paper", encoders=dict(net().encoders),
                   output=net().decoder[-1], widths=4, encodings=lambda batch, h: h, criterion=losses.sample_losses,
                   rho=1.4),
-     backbone=thing, feature_shapes=lambda good: ["x", 3, {"audio": (4, 6)}, {m: (0,) for m in NAMES}], variant=choice,
-     reading=choice, encoders=ENCODERS, output=lambda good: ["x", 3, torch.nn.Linear(3, 4)],
+     backbone=thing, feature_shapes=lambda good: ["x", 3, {"audio": (4, 6)}, {m: (0,) for m in NAMES}],
+     preset=choice, encoders=ENCODERS, output=lambda good: ["x", 3, torch.nn.Linear(3, 4)],
      widths=lambda good: ["x", 0, {"audio": 4}, 1.5], encodings=CRITERION, criterion=CRITERION,
      rho=number(0.0, -1.0, math.inf))
 case("balm.BALM.for_data", balm.BALM.for_data, lambda: dict(backbone=net(), data=train()), backbone=thing,
@@ -553,7 +553,7 @@ case("ogm_ge.ogm_coefficients", ogm_ge.ogm_coefficients, lambda: dict(score=R(3)
      score=lambda good: [*P(good), good[:1], good[None]], alpha=STRENGTH)
 PAIR = lambda good: ["x", 3, (1,), (3, 1), (1.5, 2), ("a", "b"), (-1, 2)]
 case("ogm_ge.OGMGE", ogm_ge.OGMGE,
-     lambda: dict(backbone=net(), alpha=0.1, noise=True, rows="present", kernels_only=False, active_epochs=(1, 2),
+     lambda: dict(backbone=net(), alpha=0.1, noise=True, samples="present", kernels_only=False, active_epochs=(1, 2),
                   encoders=dict(net().encoders)),
      backbone=thing, alpha=STRENGTH, noise=flag, rows=choice, kernels_only=flag, active_epochs=PAIR, encoders=ENCODERS)
 case("pmr.prototype_log_probabilities", pmr.prototype_log_probabilities,
@@ -658,11 +658,12 @@ for name in ("joint", "mce", "balm", "cggm", "ogm", "pmr", "mbt", "dear", "dream
 case("training.random_state", lambda seed: training.random_state(seed).__enter__(), lambda: dict(seed=0), seed=FIVE)
 case("training.fit", training.fit,
      lambda: dict(method=joint.JointTraining(net()), train=train(), valid=splits()["valid"], config=ONCE,
-                  train_plan=PLAN, hooks=[], checkpoint=None, metrics=lambda logits, batch: {"accuracy": 0.5}),
+                  train_plan=PLAN, callbacks=[], checkpoint=None, metrics=lambda logits, batch: {"accuracy": 0.5}),
      method=lambda good: [*thing(good), joint.JointTraining(backbones.GenericBackbone.for_data(talk()))],
      train=wrong_data,
      valid=lambda good: wrong_data(good)[1:], config=thing, train_plan=lambda good: ["x", 3, {}],
-     hooks=lambda good: [None, "x", 3], checkpoint=lambda good: [3, [], object()], metrics=lambda good: ["x", 3, {}])
+     callbacks=lambda good: [None, "x", 3], checkpoint=lambda good: [3, [], object()], metrics=lambda good: ["x", 3,
+     {}])
 PRESENT = lambda good: ["x", 3, [True], {"a": 3}, [["x"]], torch.ones(3), ONES(5, 3), ["no such name"]]
 case("training.predict", training.predict,
      lambda: dict(method=methods()["joint"], dataset=train(), present=[True, False, True], batch_size=8, device="cpu",
@@ -985,9 +986,9 @@ case("experiments.load_or_run", experiments.load_or_run,
                   experiment="e", command="c", progress=False),
      path=path, configs=CONFIGS, run=lambda good: ["x", 3, []], workers=POSITIVE, backend=choice, threads=POSITIVE,
      experiment=lambda good: [3, [], "a\nb"], command=lambda good: [3, None, [], "a\nb"], progress=flag)
-case("results.load_rows", results.load_rows, lambda: dict(path=FOLDER / "r.csv", configs=[{"a": 1}]), path=path,
+case("results.load_results", results.load_results, lambda: dict(path=FOLDER / "r.csv", configs=[{"a": 1}]), path=path,
      configs=OPTIONAL(CONFIGS))
-case("results.missing_rows", results.missing_rows, lambda: dict(path=FOLDER / "r.csv", configs=[{"a": 1}]),
+case("results.missing_runs", results.missing_runs, lambda: dict(path=FOLDER / "r.csv", configs=[{"a": 1}]),
      path=path,
      configs=CONFIGS)
 case("results.not_run", results.not_run, lambda: dict(path=FOLDER / "r.csv", configs=[{"a": 1}], command="c"),
@@ -1001,7 +1002,7 @@ TINY = dict(data="synthetic", data_options=dict(sizes=[24, 12, 12], frames=4, wi
 case("experiments.train_and_score", experiments.train_and_score, lambda: dict(config=TINY), config=lambda good: [
     None, "x", 3, {"no such": 1}, {**good, "method": "no such"}, {**good, "train": {"no such": 1}}, {**good,
     "train": 3}])
-case("results.Rows", results.Rows, lambda: dict(rows=[{"metric": "a"}], predictions={"a": np.ones(3)}),
+case("results.Results", results.Results, lambda: dict(rows=[{"metric": "a"}], predictions={"a": np.ones(3)}),
      rows=lambda good: [3, "x", [3]], predictions=lambda good: ["x", 3])
 case("files.atomic_write", files.atomic_write, lambda: dict(path=FOLDER / "f", content=b"x", locked=True), path=path,
      content=lambda good: [None, "x", 3], locked=flag)
@@ -1046,7 +1047,7 @@ case("figures.reliability", figures.reliability,
 def stored() -> Path:
     place = FOLDER / "stored.csv"
     if not place.exists():
-        run = lambda config: results.Rows(RUN(config), {"complete": np.ones(3)})
+        run = lambda config: results.Results(RUN(config), {"complete": np.ones(3)})
         experiments.load_or_run(place, [{"a": 3}], run)
     return place
 # fmt: on

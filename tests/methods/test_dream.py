@@ -207,11 +207,11 @@ def test_images_and_vectors():
         {"image": torch.randn(6, 2, 5, 4, generator=g), "vector": torch.randn(6, 3, generator=g)},
         torch.arange(6) % 3,
     )
-    model = DREAM.for_data(MLPEvaluator.for_data(data).eval(), data, width=8, heads=2)
+    model = DREAM.for_data(data, MLPEvaluator.for_data(data).eval(), width=8, heads=2)
     assert model.config.positions == 50
     assert model.project["image"].in_channels == 8  # 2 channels x 4 columns, rows are frames
     assert model(data.data).losses.keys() == {"task", "distillation"}
-    long = DREAM.for_data(model.evaluator, data, width=8, heads=2, positions=5)
+    long = DREAM.for_data(data, model.evaluator, width=8, heads=2, positions=5)
     taller = data.data.replace(features={**data.data.features, "image": torch.randn(6, 2, 7, 4)}, valid={}, observed={})
     with pytest.raises(ValueError, match="at most 5 frames"):
         long(taller)
@@ -456,7 +456,7 @@ def test_fit_save_load_predict(tmp_path):
     data = plan.draw(_learnable()).apply(_learnable())
     first = MLPEvaluator.for_data(data, width=16)
     fit(JointTraining(first), data, config=TrainConfig(epochs=15, lr=1e-2, select="last", device="cpu"))
-    build = lambda evaluator: DREAM.for_data(evaluator, data, width=16, heads=2, weight_hidden=8, dropout=0.0)
+    build = lambda evaluator: DREAM.for_data(data, evaluator, width=16, heads=2, weight_hidden=8, dropout=0.0)
     config = TrainConfig(epochs=12, lr=5e-3, select="last", device="cpu")
     live, stored = build(first.eval()), build(copy.deepcopy(first))
     stored.load_state_dict(live.state_dict())
@@ -482,14 +482,14 @@ def test_for_data_trains_the_evaluator_where_it_is_told_how():
     data, config = _learnable(), TrainConfig(epochs=15, lr=1e-2, device="cpu")
     evaluator = MLPEvaluator.for_data(data, width=16)
     with pytest.raises(ValueError, match="evaluator: expected a trained one in eval mode"):
-        DREAM.for_data(evaluator, data, width=8, heads=2)
+        DREAM.for_data(data, evaluator, width=8, heads=2)
     with pytest.raises(ValueError, match="pass its .backbone"):
-        DREAM.for_data(JointTraining(evaluator), data, data, config, width=8, heads=2)
-    model = DREAM.for_data(evaluator, data, data, config, width=8, heads=2)
+        DREAM.for_data(data, JointTraining(evaluator), data, config, width=8, heads=2)
+    model = DREAM.for_data(data, evaluator, data, config, width=8, heads=2)
     assert model.evaluator is evaluator
     assert not any(p.requires_grad for p in evaluator.parameters())
     assert (evaluator(data[:]).argmax(-1) == data.target).double().mean() > 0.8
-    same = DREAM.for_data(evaluator, data, width=8, heads=2)  # a trained one stays as it is
+    same = DREAM.for_data(data, evaluator, width=8, heads=2)  # a trained one stays as it is
     assert same.evaluator is evaluator
 
 
@@ -497,7 +497,7 @@ def test_for_data_trains_the_evaluator_where_it_is_told_how():
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_mixed_precision_does_not_touch_the_scores(precision):
     data = _learnable(12)
-    model = DREAM.for_data(MLPEvaluator.for_data(data).eval(), data, width=8, heads=2)
+    model = DREAM.for_data(data, MLPEvaluator.for_data(data).eval(), width=8, heads=2)
     alone = model.contributions(data.data)
     config = TrainConfig(epochs=1, select="last", mixed_precision=precision, device="cpu")
     fit(model, data, config=config)

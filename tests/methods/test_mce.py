@@ -333,7 +333,7 @@ def test_for_data_trains_the_frozen_models():
     Spy.seen = []
     before = {k: v.clone() for k, v in backbone.state_dict().items()}
     config = TrainConfig(epochs=12, batch_size=16, lr=0.01, device="cpu")
-    method = MCE.for_data(backbone, train, valid, config, hidden=16, attention_heads=2, lambda_sub=2.0)
+    method = MCE.for_data(train, backbone, valid, config, hidden=16, attention_heads=2, lambda_sub=2.0)
     assert all(torch.equal(v, before[k]) for k, v in backbone.state_dict().items()), "only copies were trained"
     assert method.config.lambda_sub == 2.0
     for m, name in enumerate(train.modalities):
@@ -357,7 +357,7 @@ def test_for_data_on_scores_with_heads_of_ones_own():
         for head in heads.values():
             head.bias.fill_(5.0)
     untrained = TrainConfig(steps=1, lr=1e-9, device="cpu")
-    near = lambda tolerance: MCE.for_data(backbone, scores, None, untrained, heads=heads, tolerance=tolerance)
+    near = lambda tolerance: MCE.for_data(scores, backbone, None, untrained, heads=heads, tolerance=tolerance)
     assert not near(1.0).upper.table.any()  # 5 is more than 1 from 0, 1 and 2
     assert near(9.0).upper.table.all()
     assert all((head.bias == 5).all() for head in heads.values())
@@ -367,18 +367,18 @@ def test_for_data_without_bounds_trains_nothing_and_names_what_is_wrong():
     train = make_splits()["train"]
     backbone = GenericBackbone.for_data(train, width=8)
     fail = TrainConfig(schedule="cosine")  # which the first stage refuses
-    assert MCE.for_data(backbone, train, None, fail, state_factor=False).upper is None
-    assert MCE.for_data(backbone, train, None, fail, upper_source="current").upper is None
+    assert MCE.for_data(train, backbone, None, fail, state_factor=False).upper is None
+    assert MCE.for_data(train, backbone, None, fail, upper_source="current").upper is None
     with pytest.raises(ValueError, match="config: expected the optimizer"):
-        MCE.for_data(backbone, train, None, fail)
+        MCE.for_data(train, backbone, None, fail)
     with pytest.raises(ValueError, match="train: expected every modality in some sample, 'b' is in none"):
-        MCE.for_data(backbone, train.drop(present=torch.tensor([True, False, True])), None, TrainConfig(epochs=1))
+        MCE.for_data(train.drop(present=torch.tensor([True, False, True])), backbone, None, TrainConfig(epochs=1))
     with pytest.raises(TypeError, match="backbone: expected a Backbone"):
-        MCE.for_data(JointTraining(backbone), train)
+        MCE.for_data(train, JointTraining(backbone))
     with pytest.raises(TypeError, match="config: expected None or how to train"):
-        MCE.for_data(backbone, train, None, MCEConfig())
+        MCE.for_data(train, backbone, None, MCEConfig())
     with pytest.raises(ValueError, match="options: unknown"):
-        MCE.for_data(backbone, train, None, state_factor=False, lambda_subset=1.0)
+        MCE.for_data(train, backbone, None, state_factor=False, lambda_subset=1.0)
 
 
 def test_bounds_that_do_not_fit():
@@ -445,9 +445,9 @@ def test_training_resumes_to_the_bit_and_predicts_with_parts_missing(tmp_path):
     file = tmp_path / "run.pt"
     broken = make()
     with pytest.raises(KeyboardInterrupt):
-        fit(broken, train, splits["valid"], config, checkpoint=file, hooks=[_StopAtBatch(3)])
+        fit(broken, train, splits["valid"], config, checkpoint=file, callbacks=[_StopAtBatch(3)])
     resumed = make()
-    fit(resumed, train, splits["valid"], config, checkpoint=file, hooks=[_StopAtBatch(99)])
+    fit(resumed, train, splits["valid"], config, checkpoint=file, callbacks=[_StopAtBatch(99)])
     for name, x in straight.state_dict().items():
         assert torch.equal(x, resumed.state_dict()[name]), name
 
@@ -478,23 +478,23 @@ def test_the_runner_trains_mce_with_its_bounds():
 
     config = {
         "data": "digits",
-        "method": "mce",
+        "method": "MCE",
         "method_options": {"hidden": 32},
         "backbone_options": {"width": 32},
         "train_plan": {"kind": "exact_count", "rates": [0.2, 0.5, 0.8]},
-        "test": "subsets",
+        "conditions": "subsets",
         "train": {"epochs": 8},
     }
-    rows = {row["test"]: row["value"] for row in train_and_score(config)}
+    rows = {row["condition"]: row["value"] for row in train_and_score(config)}
     assert set(rows) == {"valid", *subsets(["left", "right", "projection"])}
     assert rows["left+right+projection"] > 0.5
-    again = {row["test"]: row["value"] for row in train_and_score(config)}  # with the bounds kept from before
+    again = {row["condition"]: row["value"] for row in train_and_score(config)}  # with the bounds kept from before
     assert again == rows
     complete = {**config, "method_options": {"hidden": 32, "upper_bounds": "complete"}}
-    other = {row["test"]: row["value"] for row in train_and_score(complete)}
+    other = {row["condition"]: row["value"] for row in train_and_score(complete)}
     assert other != rows
     steps = {**config, "method_options": {"hidden": 32, "upper_bounds": "steps"}}
-    longer = {row["test"]: row["value"] for row in train_and_score(steps)}
+    longer = {row["condition"]: row["value"] for row in train_and_score(steps)}
     assert longer not in (rows, other)
     with pytest.raises(ValueError, match="upper_bounds"):
         train_and_score({**config, "method_options": {"upper_bounds": "none"}})

@@ -92,10 +92,10 @@ def test_tables_that_share_a_file_share_runs() -> None:
 def test_variants_keep_what_makes_them() -> None:
     for _, config in every_config():
         options = config.get("method_options", {})
-        known = {*BALMConfig.__dataclass_fields__, "variant", "reading", "widths"}
+        known = {*BALMConfig.__dataclass_fields__, "preset", "widths"}
         if config["method"] == "balm":
             assert set(options) <= known
-        if options.get("variant") == "BALM-D":
+        if options.get("preset") == "BALM-D":
             assert options["tau"] == 0.0
     grid = study.fullgrid_conversations()
     assert len(grid) == 2 * 25
@@ -105,5 +105,5 @@ def test_variants_keep_what_makes_them() -> None:
 def test_mce_with_balm_trains_both() -> None:
     config = study.settings_digits()["MCE +BALM", study.CONFIG_B][0]
     rows = study.run({**config, "device": "cpu", "train": {**config["train"], "steps": 3}})
-    assert {r["test"] for r in rows if r["metric"] == "accuracy"} >= {"same", "left", "left+right+projection"}
+    assert {r["condition"] for r in rows if r["metric"] == "accuracy"} >= {"same", "left", "left+right+projection"}
     assert all(math.isfinite(r["value"]) for r in rows)

@@ -58,7 +58,7 @@ def test_headline_tables_have_five_seeds() -> None:
 
 def test_tables_that_share_a_file_share_their_runs() -> None:
     first = study.table1_synthetic()["DEAR",]
-    for table in ("ablations_synthetic", "variants_synthetic", "sensitivity_synthetic", "readings"):
+    for table in ("ablations_synthetic", "alternatives_synthetic", "sensitivity_synthetic", "interpretations"):
         assert study.path(table) == study.path("table1_synthetic")
         assert study.TABLES[table]()["DEAR",] == first[:3]
 
@@ -67,20 +67,20 @@ def test_the_protocol_is_that_of_the_library() -> None:
     asked = study.protocol({"keep_ends": ["language"]})
     train, tests = missing.lnln_protocol(seed=3, keep_ends=["language"])
     assert MissingPlan.from_dict({"seed": 3, **asked["train_plan"]}) == train
-    assert {name: MissingPlan.from_dict(plan) for name, plan in asked["test"].items()} == tests
+    assert {name: MissingPlan.from_dict(plan) for name, plan in asked["conditions"].items()} == tests
     assert MissingPlan.from_dict(asked["valid_plan"]) == tests["r=0.5"]
     assert tuple(tests) == study.RATES
 
 
 def test_a_scored_run_has_its_rows_and_small_predictions() -> None:
     rows = study.score(small("table1_synthetic"))
-    tests = {row["test"] for row in rows}
+    tests = {row["condition"] for row in rows}
     assert tests == {"valid", *study.RATES, *experiments.subsets(["language", "audio", "vision"])}
     assert len({row["metric"] for row in rows}) == 8
     assert rows.predictions["r=0.9"].dtype == np.float16
     few = study.score(small("ablations_synthetic"))
     assert {row["metric"] for row in few} == set(study.KEPT)
-    assert {row["test"] for row in study.score(small("tuning", 0))} == {"valid", "r=0.5"}
+    assert {row["condition"] for row in study.score(small("tuning", 0))} == {"valid", "r=0.5"}
 
 
 def test_a_run_on_reliability_tells_of_every_sample() -> None:
@@ -105,7 +105,7 @@ def test_a_run_on_reliability_tells_of_every_sample() -> None:
 def test_selection_on_test_data_only_flatters() -> None:
     config = {**small("selection"), "train": {**SMALL, "epochs": 3}}
     rows = study.run_selection(config)
-    value = {(row["test"], row["metric"]): row["value"] for row in rows}
+    value = {(row["condition"], row["metric"]): row["value"] for row in rows}
     for metric in ("acc7", "f1_non0", "corr"):
         assert value["best on test", metric] >= value["chosen on validation", metric]
     assert value["best on test", "mae"] <= value["chosen on validation", "mae"]

@@ -39,10 +39,10 @@ def test_a_table_gives_every_method_the_same_budget(table: str) -> None:
         cells = {label: configs for label, configs in cells.items() if label[1] == "36"}
     configs = [c for runs in cells.values() for c in runs]
     assert len({str(c["train"]) for c in configs}) == 1
-    assert {c["backbone"] for c in configs} <= {"table3", "cubemlp"}
+    assert {c["backbone"] for c in configs} <= {"Table3Evaluator", "CubeMLPBackbone"}
     for c in configs:
         assert set(c) <= set(experiments.DEFAULTS)
-        assert c["method"] in experiments.METHODS
+        assert experiments.method_class(c["method"])
         if c["train_plan"]:
             MissingPlan.from_dict(c["train_plan"])
 
@@ -51,7 +51,7 @@ def test_a_table_gives_every_method_the_same_budget(table: str) -> None:
 def test_what_is_missing_in_training_is_missing_in_testing(table: str) -> None:
     for configs in study.TABLES[table]().values():
         for config in configs:
-            assert list(config["test"].values()) == [config["train_plan"]]
+            assert list(config["conditions"].values()) == [config["train_plan"]]
 
 
 def test_the_known_world_is_as_described() -> None:
@@ -75,7 +75,7 @@ def test_scores_are_counted_by_presence_and_value() -> None:
     split = MultimodalDataset.from_arrays(features, torch.randint(3, (60,), generator=g))
     split = MissingPlan("bernoulli", rates=0.4, seed=1).draw(split).apply(split)
     torch.manual_seed(0)
-    dream = DREAM.for_data(MLPEvaluator.for_data(split).eval(), split, width=8, heads=1)
+    dream = DREAM.for_data(split, MLPEvaluator.for_data(split).eval(), width=8, heads=1)
     values, counts = study.pss_counts(dream, split)
     pss = dream.contributions(split[:]).pss.numpy()
     for m in range(3):
@@ -106,7 +106,7 @@ def test_raw_weights_are_those_of_the_model() -> None:
     g = torch.Generator().manual_seed(0)
     split = MultimodalDataset.from_arrays({m: torch.randn(20, 4, 3, generator=g) for m in "ab"}, torch.arange(20) % 2)
     torch.manual_seed(0)
-    dream = DREAM.for_data(MLPEvaluator.for_data(split).eval(), split, width=8, heads=1)
+    dream = DREAM.for_data(split, MLPEvaluator.for_data(split).eval(), width=8, heads=1)
     w, pss = study.raw_weights(dream, split)
     assert torch.allclose(torch.softmax(w * (pss + 1), -1), dream.eval().weights(split[:]), atol=1e-6)
     assert not dream.weigh._forward_hooks
@@ -169,8 +169,8 @@ def test_the_runner_trains_the_evaluator_first(monkeypatch):
     options = {"width": 8, "heads": 2, "weight_hidden": 8, "repeats": 1}
     config = {
         "data": "synthetic",
-        "method": "dream",
-        "method_options": {**options, "evaluator": "mlp", "evaluator_epochs": 4},
+        "method": "DREAM",
+        "method_options": {**options, "evaluator": "MLPEvaluator", "evaluator_epochs": 4},
         "train_plan": {"kind": "exact_count", "rates": [0.2, 0.3, 0.4]},
         "test": "subsets",
         "train": {"epochs": 1},
@@ -179,7 +179,7 @@ def test_the_runner_trains_the_evaluator_first(monkeypatch):
     assert len(rows) == 1 + 7
     assert {row["test"]: row["value"] for row in experiments.train_and_score(config)} == rows
     assert asked == [("JointTraining", 4), ("DREAM", 1), ("DREAM", 1)]  # the variants of DREAM share their evaluator
-    own = {**config, "backbone": "table3", "backbone_options": {"width": 8}, "method_options": options}
+    own = {**config, "backbone": "Table3Evaluator", "backbone_options": {"width": 8}, "method_options": options}
     assert len(experiments.train_and_score({**own, "test": "complete"})) == 2
     assert asked[3:] == [("JointTraining", 1), ("DREAM", 1)]
     with pytest.raises(ValueError, match="evaluator: expected one of"):
@@ -193,8 +193,14 @@ def test_the_runner_with_a_resampling_plan_on_scores():
     config = {
         "data": "synthetic",
         "data_options": {"task": "regression"},
-        "method": "dream",
-        "method_options": {"width": 8, "heads": 2, "weight_hidden": 8, "evaluator": "selfmm", "evaluator_epochs": 2},
+        "method": "DREAM",
+        "method_options": {
+            "width": 8,
+            "heads": 2,
+            "weight_hidden": 8,
+            "evaluator": "SelfMMEvaluator",
+            "evaluator_epochs": 2,
+        },
         "train_plan": {"kind": "bernoulli", "rates": [0.3, 0.3, 0.3], "resample": True},
         "train": {"epochs": 1},
     }

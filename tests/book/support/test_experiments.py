@@ -20,9 +20,10 @@ import numpy as np
 import pytest
 import torch
 
-from book.support.experiments import METHODS, load_or_run, subsets, train_and_score
-from book.support.results import COLUMNS, Rows, config_hash, grid, load_rows, missing_rows, not_run, predictions
+from book.support.experiments import load_or_run, subsets, train_and_score
+from book.support.results import COLUMNS, Results, config_hash, grid, load_results, missing_runs, not_run, predictions
 from mmlib import data as sources
+from mmlib.baselines import JointTraining
 from mmlib.missing import MissingPlan
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -31,14 +32,14 @@ KERNELS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_CBWR")
 CALLS: list[dict] = []
 
 
-def square(config: dict) -> Rows:
+def square(config: dict) -> Results:
     """A cheap run: two rows and predictions, all from the config."""
     CALLS.append(config)
     if config.get("fails"):
         raise ZeroDivisionError("on purpose")
     x = config["x"]
-    rows = [{"test": t, "metric": "accuracy", "value": x**2 / 7 + i, "n": 3} for i, t in enumerate(("a", "b"))]
-    return Rows(rows, {"a": np.full(3, x, dtype=np.int16)})
+    rows = [{"condition": t, "metric": "accuracy", "value": x**2 / 7 + i, "n": 3} for i, t in enumerate(("a", "b"))]
+    return Results(rows, {"a": np.full(3, x, dtype=np.int16)})
 
 
 def stable(frame):
@@ -95,7 +96,7 @@ def test_finished_runs_are_loaded_and_new_ones_added(tmp_path: Path) -> None:
     assert [json.loads(c)["x"] for c in frame["config"]] == [2, 2, 3, 3, 1, 1]
     assert list(frame["value"]) == [x**2 / 7 + i for x in (2, 3, 1) for i in (0, 1)]  # full precision
     assert tuple(frame.columns) == COLUMNS
-    assert stable(load_rows(path, grid(x=[1, 2], seed=[0]))).equals(stable(first))
+    assert stable(load_results(path, grid(x=[1, 2], seed=[0]))).equals(stable(first))
     row = frame.iloc[0]
     assert row["experiment"] == "squares"
     assert row["command"] == "make squares"
@@ -113,9 +114,9 @@ def test_a_run_says_once_what_it_was(tmp_path: Path) -> None:
     """Files in which every row repeats it are read too, and are shorter after the next run."""
     path = tmp_path / "squares.csv"
     frame = load_or_run(path, grid(x=[1], seed=[0]), square, command="make squares")
-    once = ["experiment", "kernels", "torch", "mmlib", "commit", "date", "command", "rows", "digest", "config"]
+    once = ["experiment", "kernels", "torch", "mmlib", "commit", "date", "command", "results", "digest", "config"]
     assert (frame[once].astype(str) != "").all(axis=None)
-    assert set(frame["rows"]) == {2}
+    assert set(frame["results"]) == {2}
     assert frame[once].nunique().eq(1).all()
     first, second = csv.DictReader(path.read_text().splitlines())
     assert [first[name] for name in once] == list(frame.loc[0, once].astype(str))
@@ -126,7 +127,7 @@ def test_a_run_says_once_what_it_was(tmp_path: Path) -> None:
         writer.writeheader()
         writer.writerows([first, {**second, **{name: first[name] for name in once}}])
     long = path.stat().st_size
-    assert load_rows(path).equals(frame)
+    assert load_results(path).equals(frame)
     both = load_or_run(path, grid(x=[1, 2], seed=[0]), square, command="make squares")
     assert both[:2].equals(frame)
     assert path.stat().st_size < 2 * long - 2 * len(first["config"])
@@ -135,11 +136,11 @@ def test_a_run_says_once_what_it_was(tmp_path: Path) -> None:
 def test_what_is_not_run_is_said(tmp_path: Path) -> None:
     path = tmp_path / "squares.csv"
     configs = grid(x=[1, 2, 3])
-    assert missing_rows(path, configs) == configs
-    assert len(load_rows(path)) == 0
-    assert tuple(load_rows(path).columns) == COLUMNS
+    assert missing_runs(path, configs) == configs
+    assert len(load_results(path)) == 0
+    assert tuple(load_results(path).columns) == COLUMNS
     load_or_run(path, configs[:1], square)
-    assert missing_rows(path, configs) == configs[1:]
+    assert missing_runs(path, configs) == configs[1:]
     assert not_run(path, configs, "make squares") == "2 of 3 runs not run; `make squares` fills them in"
     load_or_run(path, configs, square)
     assert not_run(path, configs, "make squares") == ""
@@ -154,18 +155,26 @@ def test_predictions_are_kept_beside_the_rows(tmp_path: Path) -> None:
     assert predictions(path, config_hash({"x": 4})).keys() == found.keys()
     with pytest.raises(FileNotFoundError, match=r"no predictions of .* beside squares\.csv"):
         predictions(path, {"x": 5})
-    file = tmp_path / "squares.predictions" / f"{config_hash({'x': 4})}.npz"
+    load_or_run(path, grid(x=[4, 6]), square)
+    assert predictions(path, {"x": 4})["a"].tolist() == [4, 4, 4]
+    assert predictions(path, {"x": 6})["a"].tolist() == [6, 6, 6]
+    key, file = config_hash({"x": 4}), tmp_path / "squares.npz"
     whole = file.read_bytes()
-    (tmp_path / "y.npz").write_bytes(whole)
-    for key in ("../y", "../squares.predictions/" + file.stem, file.stem.upper(), file.stem[:-1], ""):
+    assert sorted(np.load(file).files) == sorted(f"{config_hash({'x': x})}/a" for x in (4, 6))
+    for wrong in ("../squares", f"squares/{key}", f"{key}/a", key.upper(), key[:-1], ""):
         with pytest.raises(
             ValueError, match="config: expected a config, or the 16 hexadecimal digits of its hash, got"
         ):
-            predictions(path, key)
-    for damaged in (whole[:40], whole[:-1], whole.replace(b"\x04\x00", b"\x05\x00"), whole[:60] + b"?" + whole[61:]):
+            predictions(path, wrong)
+    for damaged in (whole[:40], whole[:-1], whole.replace(b"\x04\x00", b"\x05\x00"), whole[:90] + b"?" + whole[91:]):
         file.write_bytes(damaged)
         with pytest.raises(ValueError, match=rf"{file.name}: not a readable predictions file"):
             predictions(path, {"x": 4})
+    file.write_bytes(whole[:40])
+    with pytest.raises(RuntimeError, match=rf"{file.name}: not a readable predictions file"):
+        load_or_run(path, grid(x=[7]), square)
+    assert file.read_bytes() == whole[:40]
+    assert missing_runs(path, grid(x=[4, 6, 7])) == [{"x": 7}]
 
 
 def test_a_failing_run_does_not_stop_the_others(tmp_path: Path) -> None:
@@ -173,7 +182,7 @@ def test_a_failing_run_does_not_stop_the_others(tmp_path: Path) -> None:
     configs = [{"x": 1}, {"x": 2, "fails": True}, {"x": 3}]
     with pytest.raises(RuntimeError, match=r"1 of 3 runs failed, .*squares\.csv.*\"fails\": true[\s\S]*ZeroDivision"):
         load_or_run(path, configs, square)
-    assert missing_rows(path, configs) == [configs[1]]
+    assert missing_runs(path, configs) == [configs[1]]
 
 
 @pytest.mark.parametrize(
@@ -188,7 +197,7 @@ def test_a_failing_run_does_not_stop_the_others(tmp_path: Path) -> None:
 def test_rows_of_another_form_are_refused(tmp_path: Path, row: dict | None, message: str) -> None:
     with pytest.raises(RuntimeError, match=message):
         load_or_run(tmp_path / "x.csv", [{"x": 1}], lambda config: [row] if row else [])
-    assert len(load_rows(tmp_path / "x.csv")) == 0
+    assert len(load_results(tmp_path / "x.csv")) == 0
 
 
 def test_another_schema_experiment_or_configuration_is_refused(tmp_path: Path) -> None:
@@ -243,7 +252,7 @@ def test_a_run_that_lost_a_row_or_was_edited_is_refused(tmp_path: Path, change: 
     load_or_run(path, [{"x": 1}, {"x": 2}, {"x": 3}], square)
     path.write_text("\n".join(change(path.read_text().splitlines())) + "\n")
     message = message.replace("KEY", config_hash({"x": 2}))
-    for read in (load_rows, lambda path: load_or_run(path, [{"x": 2}], square)):
+    for read in (load_results, lambda path: load_or_run(path, [{"x": 2}], square)):
         with pytest.raises(ValueError, match=rf"squares\.csv, {message}"):
             read(path)
 
@@ -280,7 +289,7 @@ def test_a_torn_last_line_is_repaired(tmp_path: Path) -> None:
             repaired = load_or_run(path, configs, square)
         assert [c["x"] for c in CALLS] == [3]
         assert stable(repaired).equals(whole)
-        assert stable(load_rows(path)).equals(whole)
+        assert stable(load_results(path)).equals(whole)
     path.write_bytes(lines[0][:-20])  # within the header: nothing was stored yet
     assert stable(load_or_run(path, configs, square)).equals(whole)
 
@@ -318,7 +327,7 @@ load_or_run(sys.argv[1], grid(x=[1, 2, 3, 4, 5], log=sys.argv[3]), run, workers=
 """
 
 
-def logged(config: dict) -> Rows:
+def logged(config: dict) -> Results:
     """A run that writes down that it was done, not too fast."""
     with Path(config["log"]).open("a") as file:
         file.write(f"{config['x']}\n")
@@ -345,7 +354,7 @@ def test_what_a_killed_process_had_claimed_is_taken_over(tmp_path: Path, monkeyp
     process = start(tmp_path, pause=600)
     try:
         assert process.stdout.readline() == "reached\n"
-        assert missing_rows(path, configs) == configs[3:]
+        assert missing_runs(path, configs) == configs[3:]
         left = Path(".squares.csv.abcdefgh.tmp")
         left.write_text("what a write that was killed left")
         kill = threading.Timer(1.0, os.kill, (process.pid, signal.SIGKILL))
@@ -360,8 +369,8 @@ def test_what_a_killed_process_had_claimed_is_taken_over(tmp_path: Path, monkeyp
     assert Path("log").read_text().split() == ["1", "2", "3", "5", "4"]
     assert {f.name for f in Path().glob(".*")} == {".squares.csv.lock"}, "no claim and no temporary file is left"
     alone = load_or_run("again.csv", configs, square, experiment="squares")
-    assert stable(shared.sort_values(["config_hash", "test"])).equals(
-        stable(alone.sort_values(["config_hash", "test"]))
+    assert stable(shared.sort_values(["config_hash", "condition"])).equals(
+        stable(alone.sort_values(["config_hash", "condition"]))
     )
 
 
@@ -377,14 +386,14 @@ def test_processes_share_the_runs_of_a_file(tmp_path: Path, monkeypatch: pytest.
     assert sorted(Path("log").read_text().split()) == list("1234567")
     assert {6, 7} <= {c["x"] for c in CALLS}
     assert 4 not in {c["x"] for c in CALLS}, "the other process does it"
-    assert len(shared) == len(load_rows("squares.csv")) == 14
+    assert len(shared) == len(load_results("squares.csv")) == 14
     assert {f.name for f in Path().glob(".*")} == {".squares.csv.lock"}
 
 
 def test_a_file_that_is_damaged_meanwhile_ends_the_sweep(tmp_path: Path) -> None:
     path = tmp_path / "squares.csv"
 
-    def run(config: dict) -> Rows:
+    def run(config: dict) -> Results:
         if config["x"] == 2:
             path.write_text("no results\n")
         return square(config)
@@ -394,7 +403,7 @@ def test_a_file_that_is_damaged_meanwhile_ends_the_sweep(tmp_path: Path) -> None
     assert len(CALLS) < 8
 
 
-def slowly(config: dict) -> Rows:
+def slowly(config: dict) -> Results:
     time.sleep(0.02)
     return square(config)
 
@@ -407,7 +416,7 @@ def test_processes_give_what_one_gives(tmp_path: Path) -> None:
     assert stable(there).equals(stable(here))
     with pytest.raises(RuntimeError, match="1 of 2 runs failed"):
         load_or_run(tmp_path / "two" / "squares.csv", [{"x": 20}, {"x": 21, "fails": True}], square, workers=2)
-    assert len(load_rows(tmp_path / "two" / "squares.csv", [{"x": 20}])) == 2
+    assert len(load_results(tmp_path / "two" / "squares.csv", [{"x": 20}])) == 2
 
 
 @pytest.mark.slow
@@ -432,7 +441,7 @@ SMALL = {
     "data": "digits",
     "backbone_options": {"width": 16},
     "train": {"epochs": 2, "lr": 1e-2},
-    "test": "subsets",
+    "conditions": "subsets",
     "profile": "tiny",
 }
 
@@ -448,14 +457,14 @@ def test_subsets_are_named_by_their_modalities() -> None:
 def test_train_and_score_on_every_subset() -> None:
     rows = train_and_score({**SMALL, "train_plan": {"kind": "bernoulli", "rates": [0.3, 0.3, 0.3]}, "seed": 3})
     test = sources.load("digits")["test"]
-    assert [r["test"] for r in rows] == ["valid", *subsets(test.modalities)]
+    assert [r["condition"] for r in rows] == ["valid", *subsets(test.modalities)]
     assert {r["metric"] for r in rows} == {"accuracy"}
     assert all(r["n"] == len(test) for r in rows[1:])
     target = test.target.numpy()
     assert rows.predictions["target"].tolist() == target.tolist()
     assert rows.predictions["ids"].tolist() == test.ids.tolist()
     for row in rows[1:]:
-        found = rows.predictions[row["test"]]
+        found = rows.predictions[row["condition"]]
         assert found.dtype == np.int16
         assert row["value"] == pytest.approx(float(np.mean(found == target)))
     assert rows[-1]["value"] > 0.5
@@ -472,8 +481,8 @@ def test_train_and_score_under_named_plans_and_on_some_modalities() -> None:
         "complete",
         {"left only": ["left"], "half": {"kind": "bernoulli", "rates": 0.5, "seed": 7}},
     ]
-    rows = train_and_score({**SMALL, "modalities": ["left", "right"], "test": asked, "valid_plan": None})
-    assert [r["test"] for r in rows] == ["valid", "complete", "left only", "half"]
+    rows = train_and_score({**SMALL, "modalities": ["left", "right"], "conditions": asked, "valid_plan": None})
+    assert [r["condition"] for r in rows] == ["valid", "complete", "left only", "half"]
     test = sources.load("digits")["test"].select(["left", "right"])
     mask = MissingPlan("bernoulli", rates=0.5, seed=7).draw(test)
     assert rows[-1]["mask_hash"] == f"-/{mask.fingerprint[:12]}"
@@ -482,7 +491,7 @@ def test_train_and_score_under_named_plans_and_on_some_modalities() -> None:
 
 def test_samples_that_a_condition_leaves_empty_are_not_scored() -> None:
     asked = {"gaps": {"kind": "bernoulli", "rates": 0.5, "seed": 1, "allow_empty": True}}
-    rows = train_and_score({**SMALL, "modalities": ["left"], "test": asked})
+    rows = train_and_score({**SMALL, "modalities": ["left"], "conditions": asked})
     found, target = rows.predictions["gaps"], rows.predictions["target"]
     assert rows[-1]["n"] == (found >= 0).sum() < len(target)
     assert rows[-1]["value"] == pytest.approx(float(np.mean((found == target)[found >= 0])))
@@ -494,7 +503,7 @@ def test_train_and_score_on_scores() -> None:
     options = {"task": "regression"} if "task" in sources.options("synthetic") else None
     if options is None:
         pytest.skip("synthetic has no option task")
-    rows = train_and_score({**SMALL, "data": "synthetic", "data_options": options, "test": "complete"})
+    rows = train_and_score({**SMALL, "data": "synthetic", "data_options": options, "conditions": "complete"})
     assert {"mae", "corr", "acc2_non0"} <= {r["metric"] for r in rows}
     assert rows.predictions["complete"].dtype == np.float32
 
@@ -505,7 +514,11 @@ TALK = {
     "train": {"epochs": 2, "lr": 3e-3, "batch_size": 8, "monitor": "weighted_f1"},
     "profile": "tiny",
 }
-NETS = {"mmgcn": {"width": 16, "hidden": 8}, "mmdfn": {"width": 16, "hidden": 8, "layers": 2}, "gcnet": {"width": 8}}
+NETS = {
+    "MMGCNBackbone": {"width": 16, "hidden": 8},
+    "MMDFNBackbone": {"width": 16, "hidden": 8, "layers": 2},
+    "GCNetBackbone": {"width": 8},
+}
 
 
 @pytest.mark.slow
@@ -517,7 +530,14 @@ def test_train_and_score_on_dialogues(net: str, assign: str) -> None:
     plan = {"kind": "imbalanced", "rates": {"audio": 0.5, "language": 0.3, "vision": 0.7}, "assign": assign}
     gaps = {"kind": "bernoulli", "rates": 0.6, "allow_empty": True, "seed": 5}
     asked = ["complete", "subsets", {"same": plan, "gaps": gaps}]
-    config = {**TALK, "backbone": net, "backbone_options": NETS[net], "train_plan": plan, "test": asked, "seed": 1}
+    config = {
+        **TALK,
+        "backbone": net,
+        "backbone_options": NETS[net],
+        "train_plan": plan,
+        "conditions": asked,
+        "seed": 1,
+    }
     rows = train_and_score(config)
     test = sources.load("conversations", **TALK["data_options"])["test"]
     real = test.data.extras["utterance"]
@@ -527,14 +547,14 @@ def test_train_and_score_on_dialogues(net: str, assign: str) -> None:
     assert {r["metric"] for r in rows} == {"accuracy", "weighted_f1"}
     n = {"valid": sources.load("conversations", **TALK["data_options"])["valid"].info["utterances"]}
     for row in rows:
-        if row["test"] == "valid":
+        if row["condition"] == "valid":
             assert row["n"] == n["valid"]
             continue
-        found = rows.predictions[row["test"]]
+        found = rows.predictions[row["condition"]]
         some = found >= 0
         assert found.shape == target.shape
         assert row["n"] == some.sum()
-        assert some.all() == (row["test"] != "gaps")
+        assert some.all() == (row["condition"] != "gaps")
         truth, said = target[some], found[some]
         right = np.mean(truth == said)
         expected = right if row["metric"] == "accuracy" else f1_score(truth, said, average="weighted")
@@ -552,10 +572,15 @@ def test_train_and_score_on_real_dialogues(real_data: Path) -> None:
     path = real_data / "mosi" / "mosi_conversation.pkl"
     if not path.is_file():
         pytest.skip(f"no real data: {path} is not there")
-    config = {"data": "dialogue", "data_root": str(path), "backbone": "mmgcn", "backbone_options": NETS["mmgcn"]}
-    config |= {"train": {"epochs": 1, "batch_size": 16}, "test": "subsets", "profile": "tiny"}
+    config = {
+        "data": "dialogue",
+        "data_root": str(path),
+        "backbone": "MMGCNBackbone",
+        "backbone_options": NETS["mmgcn"],
+    }
+    config |= {"train": {"epochs": 1, "batch_size": 16}, "conditions": "subsets", "profile": "tiny"}
     rows = train_and_score(config)
-    counts = {r["test"]: r["n"] for r in rows}
+    counts = {r["condition"]: r["n"] for r in rows}
     assert counts["audio+language+vision"] == counts["audio"] == counts["language"] == 686
     assert counts["vision"] == 686 - 558  # where there is a face
     assert counts["valid"] == 229
@@ -566,9 +591,15 @@ def test_train_and_score_on_real_dialogues(real_data: Path) -> None:
 @pytest.mark.slow
 def test_dear_is_a_whole_model(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = {"width": 8, "heads": 2, "head_width": 4, "hidden": 8}
-    config = {**SMALL, "method": "dear", "method_options": sizes, "train_plan": {"kind": "lnln"}, "test": "complete"}
+    config = {
+        **SMALL,
+        "method": "DEAR",
+        "method_options": sizes,
+        "train_plan": {"kind": "lnln"},
+        "conditions": "complete",
+    }
     rows = train_and_score(config)
-    assert rows[-1]["method"] == "dear"
+    assert rows[-1]["method"] == "DEAR"
     assert 0 <= rows[-1]["value"] <= 1
     monkeypatch.setattr("book.support.experiments._text_encoder", lambda place: torch.nn.Linear(1, 1))
     with pytest.raises(ValueError, match="text_encoder: none of"):
@@ -576,16 +607,19 @@ def test_dear_is_a_whole_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-def test_other_methods_join_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_methods_join_by_name() -> None:
     made = []
 
-    def build(backbone, setting, options):
-        made.append((setting.train.modalities, options))
-        return METHODS["joint"](backbone, setting, {"modality_dropout": options["p"]})
+    class Mine(JointTraining):
+        @classmethod
+        def for_data(cls, data, backbone=None, valid=None, config=None, **options):
+            made.append((data.modalities, valid.modalities, config.epochs, options))
+            return cls(backbone, options["p"])
 
-    monkeypatch.setitem(METHODS, "mine", build)
-    rows = train_and_score({**SMALL, "method": "mine", "method_options": {"p": 0.2}, "test": "complete"})
-    assert made == [(("left", "right", "projection"), {"p": 0.2})]
+    config = {**SMALL, "method": "mine", "method_options": {"p": 0.2}, "conditions": "complete"}
+    rows = train_and_score(config, {"mine": Mine})
+    three = ("left", "right", "projection")
+    assert made == [(three, three, SMALL["train"]["epochs"], {"p": 0.2})]
     assert rows[0]["method"] == "mine"
 
 
@@ -593,13 +627,13 @@ def test_other_methods_join_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     ("config", "message"),
     [
         ({"modality": ["left"]}, r"config: unknown entries \['modality'\]; known are .*'modalities'"),
-        ({"method": "mce2"}, r"method: expected one of .*'joint'.*got 'mce2'"),
-        ({"backbone": "vit"}, r"backbone: expected one of .*'generic'.*got 'vit'"),
+        ({"method": "mce2"}, r"method: expected one of .*JointTraining.*got 'mce2'"),
+        ({"backbone": "vit"}, r"backbone: expected one of .*GenericBackbone.*got 'vit'"),
         ({"train": {"epoch": 3}}, r"train: unknown settings \['epoch'\]"),
-        ({"test": "all"}, "test: expected 'complete', 'subsets'"),
-        ({"test": {"x": 3}}, r"test\['x'\]: expected a plan or a list of modalities"),
-        ({"test": {"valid": ["left"]}}, "test: expected another name than 'valid'"),
-        ({"test": {"x": ["top"]}}, "modality: expected one of .* got 'top'"),
+        ({"conditions": "all"}, "conditions: expected 'complete', 'subsets'"),
+        ({"conditions": {"x": 3}}, r"conditions\['x'\]: expected a plan or a list of modalities"),
+        ({"conditions": {"valid": ["left"]}}, "conditions: expected another name than 'valid'"),
+        ({"conditions": {"x": ["top"]}}, "modality: expected one of .* got 'top'"),
         ({"train_plan": "bernoulli"}, "plan: expected None or a dict"),
     ],
 )

@@ -26,13 +26,13 @@ def right(method: str, seed: int, test: str) -> np.ndarray:
     return hits if test == "both" else ~hits
 
 
-def run(given: dict[str, object]) -> results.Rows:
-    rows, kept = results.Rows(), {"target": TARGET.astype(np.int16), "ids": np.arange(20)}
+def run(given: dict[str, object]) -> results.Results:
+    rows, kept = results.Results(), {"target": TARGET.astype(np.int16), "ids": np.arange(20)}
     for test in ("one", "both"):
         hits = right(str(given["method"]), int(given["seed"]), test)  # type: ignore[call-overload]
         kept[test] = np.where(hits, TARGET, (TARGET + 1) % 4).astype(np.int16)
-        rows.append({"test": test, "metric": "accuracy", "value": float(hits.mean()), "n": 20})
-    rows.append({"test": "valid", "metric": "accuracy", "value": 0.0, "n": 9})
+        rows.append({"condition": test, "metric": "accuracy", "value": float(hits.mean()), "n": 20})
+    rows.append({"condition": "valid", "metric": "accuracy", "value": 0.0, "n": 9})
     rows.predictions = kept
     return rows
 
@@ -84,19 +84,18 @@ def test_a_difference_is_paired_by_seed_and_sample(table: Stored) -> None:
 
 
 def test_without_predictions_the_seeds_alone_are_compared(table: Stored) -> None:
-    for file in table.path.with_name("some.predictions").iterdir():
-        file.unlink()
+    table.path.with_suffix(".npz").unlink()
     found = table.compare(("good",), ("bad",), "both")
     assert (found.n, found.samples) == (2, 1)
     assert math.isclose(found.mean, 0.5)
 
 
-def scored(given: dict[str, object]) -> results.Rows:
+def scored(given: dict[str, object]) -> results.Results:
     """A regression: predictions that are the target with more or less noise; "half" leaves nothing of every third."""
     rng = np.random.default_rng([int(given["seed"]), {"good": 1, "bad": 2}[str(given["method"])]])  # type: ignore[call-overload]
     target = np.linspace(-3, 3, 31).astype(np.float32)
     noise = {"good": 0.5, "bad": 2.5}[str(given["method"])]
-    rows, kept = results.Rows(), {"target": target, "ids": np.arange(31)}
+    rows, kept = results.Results(), {"target": target, "ids": np.arange(31)}
     for test in ("all", "half"):
         said = (target + noise * rng.standard_normal(31)).astype(np.float32)
         if test == "half":
@@ -105,7 +104,8 @@ def scored(given: dict[str, object]) -> results.Rows:
         kept[test] = said
         scores = metrics.msa_scores(said[there], target[there])
         rows += [
-            {"test": test, "metric": m, "value": float(scores[m]), "n": int(there.sum())} for m in ("f1_non0", "mae")
+            {"condition": test, "metric": m, "value": float(scores[m]), "n": int(there.sum())}
+            for m in ("f1_non0", "mae")
         ]
     rows.predictions = kept
     return rows
@@ -168,14 +168,13 @@ def test_the_bootstrap_of_f1_agrees_with_the_general_one(scores_path: Path) -> N
 
 
 def test_scores_without_predictions_are_compared_by_seeds(scores_path: Path) -> None:
-    for file in scores_path.with_name("scores.predictions").iterdir():
-        file.unlink()
+    scores_path.with_suffix(".npz").unlink()
     found = Stored(scores_path, SCORED, metric="mae").compare(("good",), ("bad",), "all")
     assert (found.n, found.samples) == (3, 1)
 
 
 def test_accuracy_where_a_condition_leaves_nothing_counts_the_rest(tmp_path: Path) -> None:
-    def partial(given: dict[str, object]) -> results.Rows:
+    def partial(given: dict[str, object]) -> results.Results:
         rows = run(given)
         assert rows.predictions is not None
         rows.predictions["one"] = np.where(np.arange(20) < 5, -1, rows.predictions["one"]).astype(np.int16)

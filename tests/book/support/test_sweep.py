@@ -16,11 +16,11 @@ def cells() -> dict[tuple[str, ...], list[dict[str, object]]]:
     }
 
 
-def run(config: dict[str, object]) -> results.Rows:
-    return results.Rows([{"metric": "score", "value": ord(str(config["x"])) + int(str(config["seed"]))}])
+def run(config: dict[str, object]) -> results.Results:
+    return results.Results([{"metric": "score", "value": ord(str(config["x"])) + int(str(config["seed"]))}])
 
 
-def fails(config: dict[str, object]) -> results.Rows:
+def fails(config: dict[str, object]) -> results.Results:
     raise RuntimeError(f"no {config['x']} here")
 
 
@@ -36,12 +36,12 @@ def test_runs_come_seed_by_seed_and_plan_by_plan() -> None:
 
 def test_the_command_fills_what_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     SWEEP.main(["one", "--seeds", "1", "--results", str(tmp_path)])
-    stored = results.load_rows(tmp_path / "toy-one.csv", SWEEP.configs("one", 1))
+    stored = results.load_results(tmp_path / "toy-one.csv", SWEEP.configs("one", 1))
     assert list(stored["value"]) == [98, 97, 99]
     assert set(stored["command"]) == {"python -m book.studies.toy one --data-root FOLDER"}
-    assert len(results.missing_rows(tmp_path / "toy-one.csv", SWEEP.configs("one"))) == 6
+    assert len(results.missing_runs(tmp_path / "toy-one.csv", SWEEP.configs("one"))) == 6
     SWEEP.main(["same_runs", "--results", str(tmp_path)])  # shares the file
-    after = results.load_rows(tmp_path / "toy-one.csv", SWEEP.configs("one"))
+    after = results.load_results(tmp_path / "toy-one.csv", SWEEP.configs("one"))
     assert len(after) == 9
     assert set(after["date"][:3]) == set(stored["date"]), "the first three ran again"
     assert "one: 3 runs" in capsys.readouterr().err

@@ -227,7 +227,7 @@ def test_more_modalities_than_any_table_holds():
     g = torch.Generator().manual_seed(0)
     data = MultimodalDataset.from_arrays({m: torch.randn(4, 2, generator=g) for m in names}, torch.arange(4) % 2)
     evaluator = MLPEvaluator.for_data(data, width=4).eval()
-    model = DREAM.for_data(evaluator, data, width=4, heads=1, permutations=3, weight_hidden=4)
+    model = DREAM.for_data(data, evaluator, width=4, heads=1, permutations=3, weight_hidden=4)
     assert model(data.data).logits.shape == (4, 2)
     with pytest.raises(ValueError, match="16"):
-        DREAM.for_data(evaluator, data, width=4, heads=1).contributions(data.data)
+        DREAM.for_data(data, evaluator, width=4, heads=1).contributions(data.data)

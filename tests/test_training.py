@@ -489,7 +489,7 @@ def test_a_checkpoint_of_another_configuration_is_refused_by_name(tmp_path: Path
         fit(joint(data), data, valid, config, checkpoint=path, train_plan=plan)
     with pytest.raises(ValueError, match=r"method 'JointTraining' there, 'Linear' here"):
         fit(Linear(), data, valid, config, checkpoint=path)
-    with pytest.raises(ValueError, match=r"hooks '' there, 'Recorder' here"):
+    with pytest.raises(ValueError, match=r"callbacks '' there, 'Recorder' here"):
         fit(joint(data), data, valid, config, checkpoint=path, callbacks=[Recorder()])
     fit(joint(data), data, valid, TrainConfig(**SETTINGS, device="cpu", loader="stream"), checkpoint=path)
     assert path.read_bytes() == before

@@ -320,7 +320,7 @@ def test_an_interrupted_run_resumes_to_the_bit(tmp_path: Path, resample: bool) -
         )
     assert torch.load(path, weights_only=True)["epoch"] >= 2
     again = resampling(data, seed=9, warmup=1)
-    with pytest.raises(ValueError, match="hooks"):  # the hook was part of the interrupted run
+    with pytest.raises(ValueError, match="callbacks"):  # the hook was part of the interrupted run
         fit(again, data, valid, config, train_plan=plan, checkpoint=path)
     history = fit(again, data, valid, config, train_plan=plan, callbacks=[Interrupt(-1)], checkpoint=path)
     assert torch.equal(weights(whole), weights(again))

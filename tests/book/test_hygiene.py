@@ -85,10 +85,77 @@ def _targets(node: ast.stmt) -> list[ast.Name]:
 @pytest.mark.parametrize("chapter", CHAPTERS)
 def test_pictures_have_an_alternative_text(chapter: Path) -> None:
     for i, cell in enumerate(read(chapter).cells):
-        if any("image/png" in o.get("data", {}) for o in cell.get("outputs", [])):
+        if any(shows_a_picture(o.get("data", {})) for o in cell.get("outputs", [])):
             notes = cell.metadata.get("mystnb", {})
             hidden = {"remove-output", "remove-cell"} & set(cell.metadata.get("tags", []))
             assert hidden or (notes.get("image", {}).get("alt") and notes.get("figure", {}).get("caption")), f"cell {i}"
+
+
+# Pages that are not rewritten yet. A page that has become clean must leave this list; it ends empty.
+UNCONVERTED = {
+    "book/foundations/data-and-metrics",
+    "book/foundations/distances",
+    "book/foundations/imbalance",
+    "book/foundations/missing-modalities",
+    "book/foundations/shapley-values",
+    "book/methods/balm",
+    "book/methods/dear",
+    "book/methods/dream",
+    "book/methods/mce",
+}
+PRINTED = re.compile(r"print\([^\n]*(to_string\(|DataFrame\()|\bdisplay\(|^\s*show\(", re.M)
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_a_page_is_short_cells_rendered_tables_and_one_card(chapter: Path) -> None:
+    name = chapter.relative_to(ROOT).with_suffix("").as_posix()
+    faults = page_faults(read(chapter), name)
+    if name in UNCONVERTED:
+        assert faults, f"{name} is clean: take it out of UNCONVERTED"
+    else:
+        assert not faults, "\n".join(faults)
+
+
+def page_faults(notebook: Any, name: str) -> list[str]:
+    """What on a page is longer, wider or plainer than the book has it."""
+    faults, code = [], [(i, c) for i, c in enumerate(notebook.cells) if c.cell_type == "code"]
+    for i, cell in code:
+        lines = cell.source.splitlines()
+        if len(lines) > 40:
+            faults.append(f"cell {i}: {len(lines)} lines, at most 40")
+        if wide := [line for line in lines if len(line) > 88]:
+            faults.append(f"cell {i}: {len(wide)} lines wider than 88 columns, such as {wide[0].strip()[:60]!r}")
+        if PRINTED.search(cell.source) or prints_a_frame(cell):
+            faults.append(f"cell {i}: a printed frame; book.support.tables renders")
+    if name.startswith("book/methods/") and len(notebook.cells) > 50:
+        faults.append(f"{len(notebook.cells)} cells, at most 50")
+    openings = [c for _, c in code if "opening" in c.metadata.get("tags", [])]
+    shown = outputs_as_text(openings[0]) if len(openings) == 1 else ""
+    if "Card:" not in shown:
+        faults.append(f"{len(openings)} cells tagged `opening` that show a card, expected one")
+    if not name.startswith("book/foundations/") and "Verdict:" not in shown:
+        faults.append("no verdict at the top")
+    return faults
+
+
+def prints_a_frame(cell: Any) -> bool:
+    """A data frame as Jupyter shows it, or printed: three lines and more of one width, in columns."""
+    for output in cell.get("outputs", []):
+        data = output.get("data", {})
+        if 'class="dataframe"' in "".join(data.get("text/html", "")):
+            return True
+        plain = "".join(output.get("text", "") or ("" if "text/html" in data else data.get("text/plain", "")))
+        lines = plain.splitlines()
+        for three in zip(lines, lines[1:], lines[2:], strict=False):
+            same = len({len(line) for line in three}) == 1 and len(three[0]) > 15
+            if same and all(len(re.split(r"\s{2,}", line.strip())) > 1 for line in three[1:]):
+                return True
+    return False
+
+
+def shows_a_picture(data: Any) -> bool:
+    """A PNG, or an SVG that does not say itself what it shows."""
+    return "image/png" in data or '<svg role="img" viewBox' in "".join(data.get("text/html", ""))
 
 
 def _names_used(chapter: Path) -> list[str]:

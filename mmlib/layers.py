@@ -22,11 +22,13 @@ __all__ = [
     "check_finite",
     "check_fits",
     "frame_shapes",
+    "frame_width",
     "full",
     "joined",
     "masked_mean",
     "processes",
     "same_draw",
+    "sample_mean",
     "scoring",
 ]
 
@@ -37,6 +39,12 @@ ANY = Array("float integer", "[..., T]")
 def as_frames(x: Tensor) -> Tensor:
     """Samples of sequences, images or volumes [n, ...] as sequences [n, T, D]: an image's rows are its frames."""
     return ANY("x", x).movedim(frame_axis(x, 1), 1).flatten(2)
+
+
+def frame_width(x: Tensor, lead: int) -> int:
+    """The width D that `as_frames` gives these features, where ``lead`` axes come before the sample's own."""
+    axis = frame_axis(x, lead)
+    return x.shape[lead:axis].numel() * x.shape[axis + 1 :].numel()
 
 
 def frame_shapes(feature_shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, int]]:
@@ -249,6 +257,14 @@ class SharedBatch:
         mine[: len(x), torch.distributed.get_rank()] = True
         carrier = (x - x.detach()) / self.part  # zero, with the gradient of x
         return every.index_add(0, mine[there].nonzero()[:, 0], carrier)
+
+
+def sample_mean(each: Tensor, mask: Tensor | None = None, shared: SharedBatch | None = None) -> Tensor:
+    """Mean over the last axis, where the mask is True; 0 where it never is. ``shared``: over all processes' parts."""
+    if mask is None:
+        return each.mean(-1)
+    count = mask.sum(-1)
+    return torch.where(mask, each, 0).sum(-1) / (count.clamp_min(1) if shared is None else shared.count(count))
 
 
 class SharesBatches:

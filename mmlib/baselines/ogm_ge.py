@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from ..backbones.base import BACKBONE, Backbone
 from ..batch import BATCH, DATASET, MultimodalBatch, MultimodalDataset, Output
-from ..checks import Array, Flag, Is, Maybe, Named, Number, OneOf, Several, Whole
+from ..checks import Array, Flag, Maybe, Number, OneOf, Several, Whole
 from ..coalitions import coalition_logits
+from ..gradients import EncoderGradients, Part, encoders_of, reduce_sums
 from ..layers import scoring
 from ..losses import task_loss
-from ..methods.balm import EncoderGradients, Part, encoders_of, reduce_sums
 
 if TYPE_CHECKING:
     from ..training import State
@@ -85,11 +85,7 @@ class OGMGE(nn.Module):
         if active_epochs is not None and active_epochs[0] > active_epochs[1]:
             raise ValueError(f"active_epochs: expected None or a pair (first, last), got {active_epochs!r}")
         self.kernels_only = kernels_only
-        Maybe(Named(Is("modules, parameters or pairs (parameter, index)", object)))("encoders", encoders)
-        chosen = encoders_of(backbone) if encoders is None else encoders
-        if set(chosen) != set(backbone.modalities):
-            raise ValueError(f"encoders: expected one for each of {list(backbone.modalities)}, got {sorted(chosen)}")
-        self.encoders = EncoderGradients(backbone, {m: chosen[m] for m in backbone.modalities})
+        self.encoders = EncoderGradients(backbone, encoders_of(backbone, encoders))
         if Flag()("kernels_only", kernels_only):
             kernels = {m: [part for part in parts if part[0].ndim == 4] for m, parts in self.encoders.parts.items()}
             self.encoders = EncoderGradients(backbone, kernels)

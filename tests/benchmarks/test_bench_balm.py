@@ -81,8 +81,8 @@ def test_step_over_the_plain_step(benchmark, best, net, device):
     backbone, batch = make(net, device)
     plain = step(JointTraining(backbone), batch)
     shapes = NETS[net][0]
-    variants = [BALM(make(net, device)[0], shapes, preset=preset).to(device) for preset in ("paper", "+FCM", "+GRM")]
-    balm, calibrated, rebalanced = (step(variant, batch) for variant in variants)
+    presets = [BALM(make(net, device)[0], shapes, preset=preset).to(device) for preset in ("paper", "+FCM", "+GRM")]
+    balm, calibrated, rebalanced = (step(preset, batch) for preset in presets)
     benchmark(balm)
     base, *times = best(plain, balm, calibrated, rebalanced, repeats=30)
     names = "over_plain", "calibration_alone", "rebalancing_alone"

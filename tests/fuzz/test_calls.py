@@ -526,10 +526,10 @@ case("balm.discrepancies", balm.discrepancies,
 case("balm.modulation_coefficients", balm.modulation_coefficients, lambda: dict(discrepancy=R(3), rho=1.3),
      discrepancy=lambda good: [*P(good), good[:1], good[None]], rho=number(0.0, -1.0, math.inf))
 case("balm.spatial_modulation", balm.spatial_modulation,
-     lambda: dict(fused=R(5), unimodal=R(2, 5), coefficients=R(2), form="cggm", heads=True), fused=L, unimodal=L,
-     coefficients=L, form=choice, heads=flag)
+     lambda: dict(fused=R(5), unimodal=R(2, 5), coefficients=R(2), form="cggm"), fused=L, unimodal=L, coefficients=L,
+     form=choice)
 ENCODERS = lambda good: ["x", 3, {"audio": net()}, {m: 3 for m in NAMES}, {m: torch.nn.Linear(2, 2) for m in NAMES}, {}]
-case("balm.EncoderGradients", balm.EncoderGradients, lambda: dict(model=net(), encoders=dict(net().encoders)),
+case("gradients.EncoderGradients", gradients.EncoderGradients, lambda: dict(model=net(), encoders=dict(net().encoders)),
      model=thing, encoders=ENCODERS)
 CRITERION = lambda good: ["x", 3, []]
 case("balm.GradientRebalancing", balm.GradientRebalancing,
@@ -540,11 +540,10 @@ case("balm.GradientRebalancing", balm.GradientRebalancing,
      preset=choice)
 case("balm.BALM", balm.BALM,
      lambda: dict(backbone=net(), feature_shapes=SHAPES, preset="paper", encoders=dict(net().encoders),
-                  output=net().decoder[-1], widths=4, encodings=lambda batch, h: h, criterion=losses.sample_losses,
-                  rho=1.4),
+                  output=net().decoder[-1], widths=4, criterion=losses.sample_losses, rho=1.4),
      backbone=thing, feature_shapes=lambda good: ["x", 3, {"audio": (4, 6)}, {m: (0,) for m in NAMES}],
      preset=choice, encoders=ENCODERS, output=lambda good: ["x", 3, torch.nn.Linear(3, 4)],
-     widths=lambda good: ["x", 0, {"audio": 4}, 1.5], encodings=CRITERION, criterion=CRITERION,
+     widths=lambda good: ["x", 0, {"audio": 4}, 1.5], criterion=CRITERION,
      rho=number(0.0, -1.0, math.inf))
 case("balm.BALM.for_data", balm.BALM.for_data, lambda: dict(backbone=net(), data=train()), backbone=thing,
      data=wrong_data)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .checks import Is, Maybe, Named
+from .checks import Is, Maybe, Named, shown
 from .layers import processes
 
 __all__ = ["EncoderGradients", "Part", "Withheld", "encoders_of", "only_gradient", "reduce_sums"]
@@ -113,21 +113,23 @@ class EncoderGradients:
 
 
 def encoders_of(
-    backbone: Any, given: Mapping[str, Part | Iterable[Part]] | None = None
+    backbone: Any, encoders: Mapping[str, Part | Iterable[Part]] | None = None
 ) -> dict[str, Part | Iterable[Part]]:
-    """The encoder of each modality in the backbone's order: those ``given``, or its own ``backbone.encoders``.
+    """The encoder of each modality in the backbone's order: those given, or its own ``backbone.encoders``.
 
     A backbone that has none but one recurrent net over all modalities (GCNet) gives the columns of that net's first
     layer that read each modality. Raises ValueError where there is neither, and for other modalities.
     """
-    Maybe(Named(PARTS))("encoders", given)
-    if given is None and not len(backbone.encoders):
+    Maybe(Named(PARTS))("encoders", encoders)
+    if not hasattr(backbone, "encoders"):
+        raise TypeError(f"backbone: expected a backbone, whose `encoders` are known, got {shown(backbone)}")
+    if encoders is None and not len(backbone.encoders):
         if not hasattr(backbone, "input_columns") or not hasattr(backbone, "unimodal_states"):
             raise ValueError("encoders: expected the encoder of each modality, the backbone has no `encoders`")
         rnn = backbone.rnn
         weights = [rnn.weight_ih_l0, *([rnn.weight_ih_l0_reverse] if rnn.bidirectional else [])]
         return {name: [(w, (slice(None), part)) for w in weights] for name, part in backbone.input_columns().items()}
-    found = dict(backbone.encoders.items()) if given is None else given
+    found = dict(backbone.encoders.items()) if encoders is None else encoders
     if set(found) != set(backbone.modalities):
         raise ValueError(f"encoders: expected one for each of {list(backbone.modalities)}, got {sorted(found)}")
     return {name: found[name] for name in backbone.modalities}

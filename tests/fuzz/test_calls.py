@@ -25,13 +25,27 @@ import torch
 
 import mmlib
 from book.support import experiments, figures, results
-from mmlib import backbones, coalitions, data, files, layers, losses, metrics, missing, sklearn, statistics, training
+from mmlib import (
+    backbones,
+    coalitions,
+    data,
+    files,
+    gradients,
+    layers,
+    losses,
+    metrics,
+    missing,
+    sklearn,
+    statistics,
+    training,
+)
 from mmlib.backbones import base, dialogue, mmgcn, selfmm
 from mmlib.baselines import cggm, joint, mbt_sample, ogm_ge, pmr
 from mmlib.batch import MultimodalBatch, MultimodalDataset, frame_axis, in_parts, per_frame, stable_ids
 from mmlib.data import avmnist, conversations, iemocap, mfeat, mmsa, synthetic, text
 from mmlib.data import dialogue as dialogue_files
 from mmlib.methods import balm, dear, dream, mce
+from mmlib.methods.released import balm as released_balm
 from mmlib.methods.released import dear as other_dear
 from mmlib.methods.released import dream as other_dream
 from mmlib.methods.released import mce as released_mce
@@ -531,6 +545,8 @@ case("balm.spatial_modulation", balm.spatial_modulation,
 ENCODERS = lambda good: ["x", 3, {"audio": net()}, {m: 3 for m in NAMES}, {m: torch.nn.Linear(2, 2) for m in NAMES}, {}]
 case("gradients.EncoderGradients", gradients.EncoderGradients, lambda: dict(model=net(), encoders=dict(net().encoders)),
      model=thing, encoders=ENCODERS)
+case("gradients.encoders_of", gradients.encoders_of, lambda: dict(backbone=net(), encoders=dict(net().encoders)),
+     backbone=thing, encoders=lambda good: ["x", 3, {"audio": net()}, {m: 3 for m in ("a", "b")}, {}])
 CRITERION = lambda good: ["x", 3, []]
 case("balm.GradientRebalancing", balm.GradientRebalancing,
      lambda: dict(model=net(), encoders=dict(net().encoders), output=net().decoder[-1], widths=4, catch=False,
@@ -1066,6 +1082,7 @@ CONFIGURATIONS: dict[type, dict[str, Any]] = {
     mce.MCEConfig: {},
     released_mce.ReleasedMCEConfig: {},
     balm.BALMConfig: {},
+    released_balm.ReleasedBALMConfig: {},
     dear.DEARConfig: {"feature_shapes": SHAPES},
     other_dear.OtherDEARConfig: {"feature_shapes": SHAPES},
     dream.DREAMConfig: {"feature_shapes": SHAPES, "outputs": 4},
@@ -1216,7 +1233,11 @@ NOT_CALLED = {  # public, and why there is no case
     "Contributions": "a record", "Diagnosis": "a record", "Encoded": "a record",
     "History": "a record", "Interval": "a record", "Output": "a record", "State": "a record", "Truth": "a record",
     "Evaluator": "its subclasses are called", "cache_folder": "no arguments", "names": "no arguments",
-    "processes": "no arguments", "SharesBatches": "a part of a method",
+    "processes": "no arguments", "SharesBatches": "a part of a method", "Withheld": "a part of a method",
+    "Plug": "called as GradientRebalancing", "Plugged": "a part of a method", "only_gradient": "a line of a loss",
+    "reduce_sums": "a line of a step", "sample_mean": "a line of a loss", "frame_width": "of what as_frames takes",
+    "parts_of": "called as BALM", "feature_shapes_of": "called as BALM",
+    "ReleasedRebalancing": "called as GradientRebalancing", "ReleasedBALM": "called as BALM",
     "check_finite": "of predictions that a method made", "full": "of a tensor", "joined": "of results of batches",
     "reliability_weights": "printed whole on a page; one line of DEAR's own forward pass",
 }  # fmt: skip
@@ -1232,6 +1253,8 @@ INTERNAL = {  # methods that a net, a method or the loop calls with what it made
      "spreads",
     "states", "tau", "to_dict", "train", "unimodal_states", "vectors", "views", "with_speaker", "frame", "cells",
      "means",
+    "advance", "average", "coefficients", "compare", "discrepancies", "gain", "mask", "modulation", "observed",
+    "collect", "collected", "encodings", "flat", "remember",
     "transition", "check_numbers", "sum", "count", "rows", "shared",
 }  # fmt: skip
 FREE = {"ax", "cmap", "form", "label", "labels", "shade", "title", "xlabel", "ylabel", "chance", "colours", "hole"} | {

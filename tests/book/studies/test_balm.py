@@ -12,7 +12,7 @@ import torch
 from book.drawings import balm as drawings
 from book.studies import balm as study
 from book.support import results
-from mmlib.methods.balm import BALMConfig
+from mmlib.methods.released.balm import ReleasedBALMConfig
 
 pytestmark = pytest.mark.usefixtures("no_window")
 
@@ -89,11 +89,11 @@ def test_tables_that_share_a_file_share_runs() -> None:
         assert hashes[table] & hashes[owner]
 
 
-def test_variants_keep_what_makes_them() -> None:
+def test_presets_keep_what_makes_them() -> None:
     for _, config in every_config():
         options = config.get("method_options", {})
-        known = {*BALMConfig.__dataclass_fields__, "preset", "widths"}
-        if config["method"] == "balm":
+        known = {*ReleasedBALMConfig.__dataclass_fields__, "preset", "widths"}
+        if config["method"] == "BALM":
             assert set(options) <= known
         if options.get("preset") == "BALM-D":
             assert options["tau"] == 0.0

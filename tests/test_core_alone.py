@@ -20,6 +20,7 @@ CORE = [
     "missing",
     "coalitions.py",
     "losses.py",
+    "gradients.py",
     "layers.py",
     "backbones",
     "methods",

@@ -14,8 +14,8 @@ import torch
 
 from book.support import experiments, results
 from book.support.sweep import Cells, Config, Sweep
-from mmlib.gradients import EncoderGradients
 from mmlib.baselines import JointTraining
+from mmlib.gradients import EncoderGradients
 
 SHARED = (0.5, 0.5, 0.5)
 SETTINGS = tuple(itertools.permutations((0.3, 0.5, 0.7)))  # the paper's six, of the same mean

@@ -1258,7 +1258,7 @@ INTERNAL = {  # methods that a net, a method or the loop calls with what it made
     "transition", "check_numbers", "sum", "count", "rows", "shared",
 }  # fmt: skip
 FREE = {"ax", "cmap", "form", "label", "labels", "shade", "title", "xlabel", "ylabel", "chance", "colours", "hole"} | {
-    "annotate", "non_blocking", "arrows", "best", "client", "frames", "height", "width", "high", "low", "self", "cls",
+    "observed", "annotate", "non_blocking", "arrows", "best", "client", "frames", "height", "width", "high", "low", "self", "cls",
      "extras",
 }  # fmt: skip  # of figures, which matplotlib reads; and what is no argument of a caller's
 

@@ -1045,8 +1045,8 @@ def test_masks_of_the_papers_settings() -> None:
     share = {}
     for assign in ("shuffled", "blocked"):
         mask = MissingPlan("imbalanced", rates=[0.5, 0.7, 0.3], assign=assign, seed=3).draw(talks)
-        assert list(mask.achieved()["rates"].values()) == pytest.approx([0.465, 0.665, 0.265], abs=5e-3)
-        assert mask.achieved()["empty"] == 0
+        assert list(mask.realised()["rates"].values()) == pytest.approx([0.465, 0.665, 0.265], abs=5e-3)
+        assert mask.realised()["empty"] == 0
         code = (mask.present.long() * torch.tensor([4, 2, 1])).sum(-1)
         share[assign] = (code == code[:, :1]).all(-1).double().mean().item()
     assert share["shuffled"] == 0

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from baselines.test_mbt_sample import toy
 from methods.test_balm import (
     Foreign,
     assert_is_the_literal_loop,
@@ -18,7 +19,6 @@ from methods.test_balm import (
     plugged,
     stream,
 )
-from baselines.test_mbt_sample import toy
 from torch import nn
 from torch.nn import functional as F
 

@@ -1258,8 +1258,8 @@ INTERNAL = {  # methods that a net, a method or the loop calls with what it made
     "transition", "check_numbers", "sum", "count", "rows", "shared",
 }  # fmt: skip
 FREE = {"ax", "cmap", "form", "label", "labels", "shade", "title", "xlabel", "ylabel", "chance", "colours", "hole"} | {
-    "observed", "annotate", "non_blocking", "arrows", "best", "client", "frames", "height", "width", "high", "low", "self", "cls",
-     "extras",
+    "annotate", "non_blocking", "arrows", "best", "client", "frames", "height", "width", "high", "low", "self", "cls",
+     "extras", "observed",
 }  # fmt: skip  # of figures, which matplotlib reads; and what is no argument of a caller's
 
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmlib import MultimodalDataset, Output, training
+from mmlib import MultimodalDataset, Output, checkpoint
 from mmlib import backbones as nets
 from mmlib import data as sources
 from mmlib.baselines import CGGM, OGMGE, PMR, JointTraining, MBTSample
@@ -426,7 +426,7 @@ def rewritten(path: Path, **changes: Any) -> None:
     """The same file with other content, sealed again."""
     content = {k: v for k, v in torch.load(path, weights_only=True).items() if k not in ("format", "version")}
     kind = changes.pop("kind", "mmlib-checkpoint")
-    training._write(path, kind, {k: v for k, v in {**content, **changes}.items() if v is not GONE})
+    checkpoint._write(path, kind, {k: v for k, v in {**content, **changes}.items() if v is not GONE})
 
 
 GONE = object()

@@ -21,11 +21,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mmlib import MultimodalBatch, MultimodalDataset, Output
 from mmlib.backbones import GenericBackbone
 from mmlib.baselines import JointTraining
+from mmlib.checkpoint import _write
 from mmlib.losses import task_loss
 from mmlib.missing import MissingPlan
 from mmlib.training import (
     TrainConfig,
-    _write,
     fit,
     load,
     predict,

@@ -19,8 +19,9 @@ from mmlib import data as sources
 from mmlib.backbones import GenericBackbone
 from mmlib.baselines import MBTSample
 from mmlib.baselines.mbt_sample import resampling_copies
+from mmlib.data import fingerprint as data_fingerprint
 from mmlib.missing import MissingPlan
-from mmlib.training import TrainConfig, data_fingerprint, fit, predict, random_state
+from mmlib.training import TrainConfig, fit, predict, random_state
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -690,10 +690,10 @@ case("training.predict", training.predict,
 case("training.validation_scores", training.validation_scores,
      lambda: dict(logits=net()(batch()), batch=batch()), logits=lambda good: [*L(good)],
      batch=lambda good: [*thing(good), batch().replace(target=None)])
-case("training.save", training.save, lambda: dict(method=net(), path=FOLDER / "net.pt", epochs=3), method=thing,
+case("checkpoint.save", training.save, lambda: dict(method=net(), path=FOLDER / "net.pt", epochs=3), method=thing,
      path=path,
      epochs=lambda good: [object(), net(), {1, 2}])
-case("training.load", training.load, lambda: dict(method=net(), path=(training.save(net(), FOLDER / "n.pt"),
+case("checkpoint.load", training.load, lambda: dict(method=net(), path=(training.save(net(), FOLDER / "n.pt"),
      FOLDER / "n.pt")[1]),
      method=lambda good: [*thing(good), torch.nn.Linear(2, 3)], path=lambda good: [*path(good), FOLDER / "none.pt",
      FOLDER])

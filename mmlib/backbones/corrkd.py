@@ -12,7 +12,7 @@ from ..checks import Whole, option
 from ..layers import masked_mean
 from .sequences import Evaluator, EvaluatorConfig
 
-__all__ = ["CorrKDConfig", "CorrKDEvaluator", "sinusoids"]
+__all__ = ["CorrKDConfig", "CorrKDEvaluator"]
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from ..checks import RATE, SHAPES, Is, Whole, check_options, option
 from ..layers import as_frames, frame_shapes, masked_mean
 from .base import Backbone, outputs_of
 
-__all__ = ["Evaluator", "EvaluatorConfig", "output_shape", "split_labels"]
+__all__ = ["Evaluator", "EvaluatorConfig"]
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ more often, alone.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -84,6 +84,18 @@ class MBTSample(nn.Module):
         self.tolerance = Number(0)("tolerance", tolerance)
         self.rows = Whole(1)("rows", rows)
         self.last: dict[str, Tensor] = {}
+
+    @classmethod
+    def for_data(
+        cls,
+        data: MultimodalDataset,
+        backbone: Any = None,
+        valid: MultimodalDataset | None = None,
+        config: Any = None,
+        **options: Any,
+    ) -> MBTSample:
+        """As every method's: on a backbone for this data set. It has no first stage."""
+        return cls(backbone, **options)
 
     def forward(self, batch: MultimodalBatch) -> Output:
         logits = self.backbone(batch)

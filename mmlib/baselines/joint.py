@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ..backbones.base import Backbone
-from ..batch import MultimodalBatch, MultimodalDataset, Output
+from ..batch import DATASET, MultimodalBatch, MultimodalDataset, Output
 from ..checks import RATE, Is
 from ..losses import task_loss
 
@@ -37,6 +37,7 @@ class JointTraining(nn.Module):
         **options: Any,
     ) -> Any:
         """As every method's: on a backbone for this data set. It has no first stage."""
+        DATASET("data", data)
         return cls(backbone, **options)
 
     def forward(self, batch: MultimodalBatch) -> Output:

@@ -95,6 +95,7 @@ class MBTSample(nn.Module):
         **options: Any,
     ) -> MBTSample:
         """As every method's: on a backbone for this data set. It has no first stage."""
+        DATASET("data", data)
         return cls(backbone, **options)
 
     def forward(self, batch: MultimodalBatch) -> Output:

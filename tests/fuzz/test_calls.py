@@ -439,13 +439,16 @@ for cls, config in (
     has_default = inspect.signature(cls).parameters["config"].default is None
     case(f"backbones.{cls.__name__}", cls, lambda config=config: dict(config=config),
          config=(lambda good: thing(good)[1:]) if has_default else thing)
+case("backbones.AVMNISTBackbone.for_data", backbones.AVMNISTBackbone.for_data,
+     lambda: dict(data=MultimodalDataset.from_arrays({"image": R(4, 1, 28, 28)}, torch.arange(4), classes=4)),
+     data=thing)
 for cls in (backbones.GenericBackbone, backbones.CubeMLPBackbone, backbones.MMINBackbone, backbones.MLPEvaluator):
     case(f"backbones.{cls.__name__}.for_data", cls.for_data, lambda: dict(data=train()), data=thing)
     case(f"backbones.{cls.__name__}()", lambda batch, cls=cls: cls.for_data(train(), width=4)(batch),
          lambda: dict(batch=batch()), batch=lambda good: [*wrong_batches(good), scores()[:3].replace(
              features={m: x[:3].double() for m, x in scores()[:3].features.items()})])
 for cls in (backbones.GCNetBackbone, backbones.MMGCNBackbone, backbones.MMDFNBackbone):
-    preset = {} if cls is backbones.GCNetBackbone else {"reading": choice}
+    preset = {} if cls is backbones.GCNetBackbone else {"preset": choice}
     case(f"backbones.{cls.__name__}.for_data", cls.for_data,
          lambda preset=preset: dict(data=talk(), **({"preset": "balm"} if preset else {})), data=TALK, **preset)
     case(f"backbones.{cls.__name__}()", lambda batch, cls=cls: cls.for_data(talk(), width=4, hidden=4)(batch),
@@ -564,13 +567,17 @@ case("balm.BALM", balm.BALM,
 case("balm.BALM.for_data", balm.BALM.for_data, lambda: dict(backbone=net(), data=train()), backbone=thing,
      data=wrong_data)
 case("cggm.CGGM", cggm.CGGM, lambda: dict(backbone=net(), rho=1.3), backbone=thing, rho=number(0.0, -1.0, math.inf))
+for name, kind in (("joint.JointTraining", joint.JointTraining), ("mbt_sample.MBTSample", mbt_sample.MBTSample),
+                   ("ogm_ge.OGMGE", ogm_ge.OGMGE), ("pmr.PMR", pmr.PMR)):
+    case(f"{name}.for_data", kind.for_data, lambda: dict(data=train(), backbone=net()), data=thing, backbone=thing)
 case("ogm_ge.ogm_coefficients", ogm_ge.ogm_coefficients, lambda: dict(score=R(3).abs(), alpha=0.1),
      score=lambda good: [*P(good), good[:1], good[None]], alpha=STRENGTH)
 PAIR = lambda good: ["x", 3, (1,), (3, 1), (1.5, 2), ("a", "b"), (-1, 2)]
 case("ogm_ge.OGMGE", ogm_ge.OGMGE,
      lambda: dict(backbone=net(), alpha=0.1, noise=True, samples="present", kernels_only=False, active_epochs=(1, 2),
                   encoders=dict(net().encoders)),
-     backbone=thing, alpha=STRENGTH, noise=flag, rows=choice, kernels_only=flag, active_epochs=PAIR, encoders=ENCODERS)
+     backbone=thing, alpha=STRENGTH, noise=flag, samples=choice, kernels_only=flag, active_epochs=PAIR,
+     encoders=ENCODERS)
 case("pmr.prototype_log_probabilities", pmr.prototype_log_probabilities,
      lambda: dict(h=R(5, 3), prototypes=R(4, 3), seen=ONES(4)),
      h=lambda good: [*P(good), good[:, :2], good[0]], prototypes=lambda good: [*P(good), good[:, :2], good[0]],
@@ -1216,7 +1223,7 @@ def verdict(names: set[str], call: Callable[[], Any]) -> str:
         if not any(re.search(rf"\b{re.escape(name)}\b", text) for name in names):
             return f"without a name: {type(error).__name__}: {text}"
         last = traceback.extract_tb(error.__traceback__)[-1].filename
-        inside = "/mmlib/" in last or last == __file__ or isinstance(error, OSError)
+        inside = "/mmlib/" in last or "/book/support/" in last or last == __file__ or isinstance(error, OSError)
         return "" if inside or text.startswith(tuple(names)) else f"from inside {Path(last).name}: {text}"
     except IndexError as error:  # what Python's own protocol asks of a[99]
         return "" if str(error).startswith("rows: ") else f"cryptic: IndexError: {error}"
@@ -1294,6 +1301,7 @@ def test_everything_public_is_called() -> None:
             missing.append(f"{address}: no case")
             continue
         free = FREE | ({"root", "name"} if name in NO_FILES else set())
+        free |= {"valid", "config"} if name.endswith(".for_data") else set()  # of a first stage that not all have
         for argument, parameter in inspect.signature(thing_).parameters.items():
             named = parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
             if named and argument not in known[name] and argument not in free:

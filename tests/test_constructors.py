@@ -1,4 +1,4 @@
-"""Every network is made by ``for_data(data, **options)``, every method by ``for_data(data, network, valid, config)``."""
+"""Every network is made by ``for_data(data, **options)``, a method by ``for_data(data, network, valid, config)``."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).resolve().parent
+SEVERITIES = ("major", "minor", "rounding", "none")  # of what an audit found: "none" agrees
 COLUMNS = ("group", "row", "column", "value", "plus_minus", "low", "high")
 
 
@@ -26,3 +27,13 @@ def read(name: str) -> Any:
         if column != "value" or numbers.notna().all():
             frame[column] = numbers
     return frame
+
+
+def audit(paper: str) -> Any:
+    """What was checked in a paper's tables: item, printed, recomputed, severity and note; the gravest first."""
+    import pandas as pd
+
+    frame = pd.read_csv(FOLDER / "audit.csv", dtype=str, keep_default_na=False)
+    order = {severity: place for place, severity in enumerate(SEVERITIES)}
+    frame = frame[frame["paper"] == paper].drop(columns="paper")
+    return frame.sort_values("severity", key=lambda column: column.map(order), kind="stable").reset_index(drop=True)

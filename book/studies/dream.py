@@ -429,12 +429,19 @@ def timed(action: Callable[[], Any], repeats: int) -> float:
     return min(found)
 
 
-def cost_seconds(
-    shapes: dict[str, Any], width: int, heads: int, batch: int, steps: int, seed: int = 0
-) -> dict[str, float]:
-    """Seconds of each piece on random sequences of these shapes (regression), a batch each."""
+class _Count(torch.utils._python_dispatch.TorchDispatchMode):
+    """How many operations are dispatched: on a GPU a small network takes as long as it takes to launch them."""
+
+    total = 0
+
+    def __torch_dispatch__(self, call: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.total += 1
+        return call(*args, **(kwargs or {}))
+
+
+def _cost_nets(shapes: dict[str, Any], width: int, heads: int, batch: int, seed: int) -> tuple[Any, Any, Any, Any]:
+    """Random sequences of these shapes with scores; an evaluator, a CubeMLP and a DREAM for them."""
     from mmlib.backbones import CubeMLPBackbone, Table3Evaluator
-    from mmlib.baselines import JointTraining
     from mmlib.methods import DREAM
 
     g = torch.Generator().manual_seed(seed)
@@ -444,6 +451,27 @@ def cost_seconds(
     torch.manual_seed(seed)
     net, cube = Table3Evaluator.for_data(split), CubeMLPBackbone.for_data(split, width=min(width, 128))
     dream = DREAM.for_data(split, Table3Evaluator.for_data(split).eval(), width=width, heads=heads)
+    return split, net, cube, dream
+
+
+def operations(shapes: dict[str, Any], width: int, heads: int, batch: int, seed: int = 0) -> dict[str, dict[str, int]]:
+    """How many operations testing a batch takes, and what they work with: DREAM, and the network that it consults."""
+    split, _, _, dream = _cost_nets(shapes, width, heads, batch, seed)
+    found = {}
+    for name, net in (("DREAM", dream), ("evaluator", dream.evaluator)):
+        with torch.no_grad(), _Count() as counter:
+            net.eval()(split[:].replace(target=None))
+        found[name] = {"operations": counter.total, "parameters": sum(p.numel() for p in net.parameters())}
+    return found
+
+
+def cost_seconds(
+    shapes: dict[str, Any], width: int, heads: int, batch: int, steps: int, seed: int = 0
+) -> dict[str, float]:
+    """Seconds of each piece on random sequences of these shapes (regression), a batch each."""
+    from mmlib.baselines import JointTraining
+
+    split, net, cube, dream = _cost_nets(shapes, width, heads, batch, seed)
     one = split[:]
     unseen = one.replace(target=None)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from book.paper_tables import COLUMNS, FOLDER, read
+from book.paper_tables import COLUMNS, FOLDER, SEVERITIES, audit, read
 from book.paper_tables.transcribe import TABLES, TEXTS, cell, transcribe
 from book.support import build
 
@@ -205,3 +205,15 @@ def test_a_lost_cell_is_noticed() -> None:
     text = (folder / "mce.txt").read_text(encoding="utf-8").replace("MBT-Sample [16]\t8.37", "MBT-Sample [16]")
     with pytest.raises(AssertionError):
         transcribe("mce", text)
+
+
+def test_the_audit_of_dream_is_what_its_table_gives() -> None:
+    from book.studies import dream_tables
+
+    stored = audit("DREAM")
+    assert set(stored["severity"]) <= set(SEVERITIES)
+    computed = dream_tables.audit().drop(columns="paper")
+    for row in computed.itertuples(index=False):
+        assert (stored == pd.Series(row._asdict())).all(axis=1).sum() == 1, row.item
+    words = set(stored["item"]) - set(computed["item"])
+    assert len(words) == 4, "what the text says of an architecture or a clock"

@@ -1,7 +1,7 @@
 """DREAM where the paper leaves a choice and another one is taken. It has no public code, so no preset is a release's.
 
-Each option of `OtherDREAMConfig` overrides one step of `DREAM`, which takes them by name: ``DREAM(...,
-enhance_order="sequential")`` is an `OtherDREAM`.
+Each option of `OtherDREAMConfig` overrides one step of `DREAM`, which takes them by name: a DREAM that is made with
+``enhance_order="sequential"`` is an `OtherDREAM`.
 """
 
 from __future__ import annotations

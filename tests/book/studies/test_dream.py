@@ -158,13 +158,11 @@ def test_the_schematics_show_computed_numbers() -> None:
 
 
 @pytest.mark.slow
-def test_the_runner_trains_the_evaluator_first(monkeypatch):
-    from book.support import experiments
-
-    asked = []
+def test_the_runner_trains_the_evaluator_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = []
     fitted = experiments.fit
     monkeypatch.setattr(
-        experiments, "fit", lambda m, *a, **k: asked.append((type(m).__name__, a[2].epochs)) or fitted(m, *a, **k)
+        experiments, "fit", lambda m, *a, **k: trained.append((type(m).__name__, a[2].epochs)) or fitted(m, *a, **k)
     )
     options = {"width": 8, "heads": 2, "weight_hidden": 8, "repeats": 1}
     config = {
@@ -172,24 +170,22 @@ def test_the_runner_trains_the_evaluator_first(monkeypatch):
         "method": "DREAM",
         "method_options": {**options, "evaluator": "MLPEvaluator", "evaluator_epochs": 4},
         "train_plan": {"kind": "exact_count", "rates": [0.2, 0.3, 0.4]},
-        "test": "subsets",
+        "conditions": "subsets",
         "train": {"epochs": 1},
     }
-    rows = {row["test"]: row["value"] for row in experiments.train_and_score(config)}
-    assert len(rows) == 1 + 7
-    assert {row["test"]: row["value"] for row in experiments.train_and_score(config)} == rows
-    assert asked == [("JointTraining", 4), ("DREAM", 1), ("DREAM", 1)]  # the variants of DREAM share their evaluator
+    found = {row["condition"]: row["value"] for row in experiments.train_and_score(config)}
+    assert len(found) == 1 + 7
+    assert {row["condition"]: row["value"] for row in experiments.train_and_score(config)} == found
+    assert trained == [("JointTraining", 4), ("DREAM", 1), ("DREAM", 1)]  # runs of DREAM share their evaluator
     own = {**config, "backbone": "Table3Evaluator", "backbone_options": {"width": 8}, "method_options": options}
-    assert len(experiments.train_and_score({**own, "test": "complete"})) == 2
-    assert asked[3:] == [("JointTraining", 1), ("DREAM", 1)]
-    with pytest.raises(ValueError, match="evaluator: expected one of"):
+    assert len(experiments.train_and_score({**own, "conditions": "complete"})) == 2
+    assert trained[3:] == [("JointTraining", 1), ("DREAM", 1)]
+    with pytest.raises(ValueError, match="bert"):
         experiments.train_and_score({**config, "method_options": {"evaluator": "bert"}})
 
 
 @pytest.mark.slow
-def test_the_runner_with_a_resampling_plan_on_scores():
-    from book.support.experiments import train_and_score
-
+def test_the_runner_with_a_resampling_plan_on_scores() -> None:
     config = {
         "data": "synthetic",
         "data_options": {"task": "regression"},
@@ -204,4 +200,4 @@ def test_the_runner_with_a_resampling_plan_on_scores():
         "train_plan": {"kind": "bernoulli", "rates": [0.3, 0.3, 0.3], "resample": True},
         "train": {"epochs": 1},
     }
-    assert {"mae", "corr"} <= {row["metric"] for row in train_and_score(config)}
+    assert {"mae", "corr"} <= {row["metric"] for row in experiments.train_and_score(config)}

@@ -96,8 +96,6 @@ UNCONVERTED = {
     "book/foundations/data-and-metrics",
     "book/foundations/distances",
     "book/foundations/imbalance",
-    "book/foundations/missing-modalities",
-    "book/foundations/shapley-values",
     "book/methods/balm",
     "book/methods/dear",
     "book/methods/dream",
@@ -148,7 +146,7 @@ def prints_a_frame(cell: Any) -> bool:
         lines = plain.splitlines()
         for three in zip(lines, lines[1:], lines[2:], strict=False):
             same = len({len(line) for line in three}) == 1 and len(three[0]) > 15
-            if same and all(len(re.split(r"\s{2,}", line.strip())) > 1 for line in three[1:]):
+            if same and all(len(re.split(r"\s{2,}", line.strip())) > 2 for line in three[1:]):
                 return True
     return False
 

@@ -1,0 +1,68 @@
+"""What the foundations draw and no other page does: the lattice of a game, samples with their scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from book.support import figures
+
+SHADES = (figures.BLUE, figures.AMBER, figures.GREEN)
+LATTICE = {0: (0, 0), 1: (-2, 1), 2: (0, 1), 4: (2, 1), 3: (-2, 2), 5: (0, 2), 6: (2, 2), 7: (0, 3)}
+
+
+def lattice(v: Sequence[float]) -> Any:
+    """The game ``v`` [8] of three modalities as paths from the empty coalition to the full one; the Axes."""
+    _, ax = figures.figure("tall")
+    for coalition, (x, y) in LATTICE.items():
+        for m in range(3):
+            if not coalition >> m & 1:
+                _arrival(ax, v, coalition, m)
+        members = ", ".join(str(m) for m in range(3) if coalition >> m & 1)
+        box = {"boxstyle": "round,pad=0.35", "facecolor": "#f3f3f3", "edgecolor": "#555555"}
+        text = f"{{{members}}}\nv = {v[coalition]}"
+        ax.text(x, y, text, ha="center", va="center", zorder=3, bbox=box, color="#2b2b2c")
+    for m in range(3):
+        ax.plot([], [], color=SHADES[m], linewidth=3, label=f"modality {m} arrives")
+    ax.legend(loc="upper left", bbox_to_anchor=(0, 1.02))
+    ax.set(title="Orders of arrival are paths", xlim=(-2.9, 2.9), ylim=(-0.35, 3.35))
+    ax.axis("off")
+    return ax
+
+
+def _arrival(ax: Any, v: Sequence[float], coalition: int, m: int) -> None:
+    """The edge from ``coalition`` to the one with ``m``, as wide as the fraction of the orders that use it."""
+    (x, y), (x1, y1) = LATTICE[coalition], LATTICE[coalition | 1 << m]
+    weight = 1 / 3 if coalition.bit_count() in (0, 2) else 1 / 6
+    ax.plot([x, x1], [y, y1], color=SHADES[m], linewidth=9 * weight, solid_capstyle="round", zorder=1)
+    at = 0.35 if coalition.bit_count() == 1 else 0.5
+    box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
+    gain = f"+{v[coalition | 1 << m] - v[coalition]}"
+    place = x + at * (x1 - x), y + at * (y1 - y)
+    ax.text(*place, gain, color=SHADES[m], ha="center", va="center", weight="bold", bbox=box, zorder=2)
+
+
+def credited(images: Sequence[Any], titles: Sequence[str], pss: Any, pas: Any, names: Sequence[str]) -> Any:
+    """A column a sample: its picture [H, W] where there is one, below it bars of its PSS and PAS [samples, M]."""
+    drawn = len(images) > 0
+    size = "page" if drawn else "wide"
+    figure, axes = figures.figure(size, rows=2 if drawn else 1, columns=len(titles), squeeze=False)
+    tints, at = [figures.colour(n) for n in names], np.arange(len(names))
+    top, bottom = float(pas.max()) + 0.2, min(-0.05, float(pas.min()) - 0.1)
+    for column, title in enumerate(titles):
+        if drawn:
+            axes[0, column].imshow(images[column], cmap="gray_r")
+            axes[0, column].axvline(3.5, color=figures.PINK, linewidth=1.2, linestyle="--")
+            axes[0, column].set(xticks=[], yticks=[])
+        axes[0, column].set_title(title)
+        ax = axes[-1, column]
+        ax.bar(at - 0.2, pss[column], 0.38, color="white", edgecolor=tints, hatch="///", label="PSS")
+        ax.bar(at + 0.2, pas[column], 0.38, color=tints, label="PAS")
+        ax.axhline(0, color="#555555", linewidth=0.8)
+        ax.set(xticks=at, ylim=(bottom, top))
+        ax.set_xticklabels(names, rotation=20)
+    axes[-1, 0].set_ylabel("score")
+    axes[-1, 0].legend(loc="upper right")
+    return figure

@@ -3,8 +3,8 @@
 The pages' code stays as it is. Here it is only marked, for the style sheet to hide until the switch is on:
 
 - the input of cells tagged ``parameters``, ``opening``, ``hide-input`` or ``hide-cell`` (of the last the output too);
-- in every other cell the lines that a reader of the story has no use for: asserts, ``chapter.source(...)``, whose
-  output is what is shown, and blocks of nothing else. They are given the class of emphasised lines, ``hll``.
+- in every other cell the lines that a reader of the story has no use for: asserts, calls whose output is what
+  is shown (`SHOWN`), and blocks of nothing else. They are given the class of emphasised lines, ``hll``.
 
 A figure gets its alternative text, and a picture of twice the density half its width. Marks for tools at the end of a
 line (noqa, fmt, type: ignore) are taken off. A cell tagged ``opening`` moves in front of the parameters, below the
@@ -26,6 +26,7 @@ from sphinx.transforms import SphinxTransform
 __all__ = ["Story", "hidden_lines", "setup"]
 
 PLUMBING = {"parameters", "opening", "hide-input", "hide-cell"}
+SHOWN = {"chapter.source", "tables.show", "tables.both", "tables.paper_and_ours", "verdicts.table", "forest.plot"}
 MARKS = re.compile(r"[ \t]*# (?:noqa|fmt|type: ignore|pragma)\b[^\n]*")
 
 
@@ -57,7 +58,7 @@ def _is_plumbing(statement: ast.stmt) -> bool:
     if isinstance(statement, ast.Assert):
         return True
     if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call):
-        return ast.unparse(statement.value.func) == "chapter.source"
+        return ast.unparse(statement.value.func) in SHOWN
     if isinstance(statement, (ast.If, ast.For, ast.With)):
         return all(map(_is_plumbing, [*statement.body, *getattr(statement, "orelse", [])]))
     return False

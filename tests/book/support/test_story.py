@@ -12,6 +12,7 @@ from book.support.story import MARKS, hidden_lines
     [
         ("x = 1\nassert x", {2}),
         ("chapter.source(f)", {1}),
+        ("x = 1\ntables.show(\n    x\n)", {2, 3, 4}),
         ("if expected:\n    assert a\n    assert (\n        b\n    )", {1, 2, 3, 4, 5}),
         ("for x in y:\n    print(x)\n    assert x", {3}),
         ("if a:\n    assert b\nelse:\n    print(b)", {2}),

@@ -66,11 +66,11 @@ def overview() -> Figure:
         FancyArrowPatch((0, 0), (2.12, 0), arrowstyle="-|>", mutation_scale=12, color=diagnosis, lw=1.6,
                         linestyle="--", shrinkA=0, shrinkB=1)
     )  # fmt: skip
-    ax.text(0.12, 0.12, "weighs $L_{single}$\nand $L_{aux}$", color=diagnosis, fontsize=9, va="bottom")
-    ax.text(4.6, 5.3, "LCE diagnoses: who is rare, who is under-used?", color=diagnosis, weight="bold", fontsize=9,
+    ax.text(0.12, 0.12, "weighs $L_{single}$\nand $L_{aux}$", color=diagnosis, fontsize=10, va="bottom")
+    ax.text(4.6, 5.3, "LCE diagnoses: who is rare, who is under-used?", color=diagnosis, weight="bold", fontsize=10,
             va="center")  # fmt: skip
     ax.text(2.1, -0.62, "RCE treats: every feature useful alone, in every subset, and recoverable",
-            color=treatment, weight="bold", fontsize=9, va="top")  # fmt: skip
+            color=treatment, weight="bold", fontsize=10, va="top")  # fmt: skip
     ax.set(xlim=(-1.1, 10.55), ylim=(-1.1, 5.9), title="MCE around a model that encodes, fuses and decodes")
     return fig
 
@@ -92,15 +92,15 @@ def updates() -> Figure:
     for m in range(present.shape[1]):
         for n in range(len(present)):
             there = bool(present[n, m])
-            ax.add_patch(_square(n, -m, shades[m] if there else "white"))
+            ax.add_patch(_square(n, -m, shades[m] if there else "none"))
         ax.text(10.1, -m, f"{int(count[m])}", ha="center", va="center", fontsize=11)
         ax.text(11.5, -m, f"{len(present) / int(count[m]):.2f}", ha="center", va="center", fontsize=11)
         ax.text(-0.8, -m, f"modality {m + 1}", ha="right", va="center")
     for n in range(10):
-        ax.text(n, 0.62, str(n + 1), ha="center", va="bottom", fontsize=8, color="#555555")
-    ax.text(10.1, 0.62, "updates", ha="center", va="bottom", fontsize=9, weight="bold")
+        ax.text(n, 0.62, str(n + 1), ha="center", va="bottom", fontsize=10, color="#555555")
+    ax.text(10.1, 0.62, "updates", ha="center", va="bottom", fontsize=10, weight="bold")
     ax.text(11.5, 0.62, "$A_m$", ha="center", va="bottom", fontsize=10)
-    ax.text(4.5, 1.12, "sample", ha="center", va="bottom", fontsize=9)
+    ax.text(4.5, 1.12, "sample", ha="center", va="bottom", fontsize=10)
     ax.set(xlim=(-3.0, 12.3), ylim=(-3.6, 1.7), title="An encoder learns only from the samples that have its modality")
     ax.axis("off")
     return fig
@@ -142,7 +142,7 @@ def one_sample(shapley: torch.Tensor, factor: torch.Tensor) -> Figure:
         for m in range(4):
             on = bool(masks[k, m])
             ax.add_patch(
-                Circle((m, -place), 0.27, facecolor=shades[m] if on else "white",
+                Circle((m, -place), 0.27, facecolor=shades[m] if on else "none",
                        edgecolor=shades[m] if present[m] else "#bbbbbb", linestyle="-" if present[m] else ":")
             )  # fmt: skip
         ax.text(4.6, -place, f"{int(sample['value'][k])}", ha="center", va="center", fontsize=11)
@@ -157,11 +157,11 @@ def one_sample(shapley: torch.Tensor, factor: torch.Tensor) -> Figure:
     here = present.numpy()
     tints = [shades[m] for m in at[here]]
     bounds, values = upper[present].numpy(), shapley[present].numpy()
-    ax.bar(at[here] - 0.2, bounds, 0.36, color="white", edgecolor=tints, hatch="///", label="upper bound $U_m$")
+    ax.bar(at[here] - 0.2, bounds, 0.36, color="none", edgecolor=tints, hatch="///", label="upper bound $U_m$")
     ax.bar(at[here] + 0.2, values, 0.36, color=tints, label="Shapley value $\\phi_m$")
     for m in range(4):
         text = f"$B_{m + 1}$ = {float(factor[m]):.3f}" if present[m] else "missing\n$B_2$ = 0"
-        ax.text(m, 1.06 if present[m] else 0.06, text, ha="center", va="bottom", fontsize=9.5)
+        ax.text(m, 1.06 if present[m] else 0.06, text, ha="center", va="bottom", fontsize=10)
     ax.set(xticks=at, xlim=(-0.6, 3.6), ylim=(0, 1.28), xlabel="modality", ylabel="samples (the batch has one)")
     ax.set_xticklabels(names)
     ax.set_title("Who is under-used?", pad=24)

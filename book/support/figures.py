@@ -506,6 +506,7 @@ def boxes(
     An arrow may carry a third entry, its label. ``colours[name]`` tints a box; a box named like a modality is tinted
     by it. Raises ValueError for an arrow to a box that is not there.
     """
+    from matplotlib.colors import to_rgba
     from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
     Named(Several(Is("a number or a text", int, float, str), 3, 3))("nodes", nodes)
@@ -520,7 +521,7 @@ def boxes(
                 width,
                 height,
                 boxstyle="round,pad=0.02,rounding_size=0.09",
-                facecolor=_mix(tint, 0.16),
+                facecolor=to_rgba(tint, 0.16),  # the page's ground shows through
                 edgecolor=tint,
                 linewidth=1.4,
             )

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["ablation_rows", "capability", "copies", "cycle", "factors", "fractions", "growth", "losses", "pairs"]
+__all__ = ["capability", "copies", "cycle", "factors", "fractions", "growth", "losses", "pairs"]
 __all__ += ["probes", "relative_losses", "seeds", "weights"]
 
 # One look a method, on every figure of the two pages
@@ -202,17 +202,6 @@ def seeds(table: Any, methods: Sequence[str], rate: str, condition: str) -> Figu
     ax.set(title=f"Each seed, {rate} % of the sounds, {condition}", xlabel="accuracy")
     ax.grid(axis="x")
     return fig
-
-
-def ablation_rows(table: Any, rows: Mapping[str, str]) -> pd.DataFrame:
-    """Mean and interval of every row of Table 2 that a stored table has."""
-    return pd.DataFrame(
-        {
-            "row": list(rows),
-            "parts": [on or "task loss alone" for on in rows.values()],
-            "accuracy": [table.mean((row,)) for row in rows],
-        }
-    )
 
 
 def weights(table: Any, names: Mapping[str, str], grid: Sequence[float]) -> Figure:

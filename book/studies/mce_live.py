@@ -96,9 +96,7 @@ class Problem:
         self.config = TrainConfig(epochs=setup.epochs, lr=setup.lr, seed=self.seed, device=setup.device)
         steps = setup.epochs * -(-len(self.train) // self.config.batch_size)
         self.same_steps = TrainConfig(steps=steps, lr=setup.lr, seed=self.seed, device=setup.device)
-        self.half = TrainConfig(
-            epochs=max(setup.epochs // 2, 1), lr=setup.lr, seed=self.seed, device=setup.device
-        )
+        self.half = TrainConfig(epochs=max(setup.epochs // 2, 1), lr=setup.lr, seed=self.seed, device=setup.device)
 
     @property
     def rare(self) -> str:
@@ -136,7 +134,7 @@ class Problem:
     def cycle(self) -> tuple[pd.DataFrame, Tensor]:
         """One network of everything beside one of each modality; and the joint one's accuracy by coalition."""
         watch, joint = Gradients(), self.backbone()
-        fit(JointTraining(joint), self.train, self.valid, self.config, hooks=[watch])
+        fit(JointTraining(joint), self.train, self.valid, self.config, callbacks=[watch])
         right = coalitions.subset_values(joint, self.test).mean(0).cpu()
         table = {
             "training samples": self.train.present.sum(0).tolist(),
@@ -164,7 +162,9 @@ class Problem:
         for name, options in self.variants().items():
             model, factors = self.mce(**options), Factors()
             probes = Capability(self) if capability else None
-            history = fit(model, self.train, self.valid, self.config, hooks=[factors, *([probes] if probes else [])])
+            history = fit(
+                model, self.train, self.valid, self.config, callbacks=[factors, *([probes] if probes else [])]
+            )
             found[name] = Watched(model.to(self.setup.device), history, factors, probes)
         return found
 

@@ -99,7 +99,6 @@ UNCONVERTED = {
     "book/methods/balm",
     "book/methods/dear",
     "book/methods/dream",
-    "book/methods/mce",
 }
 PRINTED = re.compile(r"print\([^\n]*(to_string\(|DataFrame\()|\bdisplay\(|^\s*show\(", re.M)
 

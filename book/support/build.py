@@ -26,7 +26,7 @@ from mmlib.files import atomic_write
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ROOT / "_build" / "book-src"
 FACTS = ROOT / "book" / "results" / "chapters.json"
-STATUS = ROOT / "book" / "status.md"
+STATUS, SPEED = ROOT / "book" / "status.md", ROOT / "book" / "speed.md"
 BENCHMARKS = ROOT / "tests" / "benchmarks" / "results"
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 VERSIONS = ("torch", "numpy", "scikit-learn", "matplotlib")
@@ -55,7 +55,8 @@ def contents(root: Path = ROOT) -> list[str]:
     import yaml
 
     toc = yaml.safe_load((root / "_toc.yml").read_text(encoding="utf-8"))
-    return [toc["root"]] + [page["file"] for part in toc["parts"] for page in part["chapters"]]
+    pages = [page for part in toc["parts"] for page in part["chapters"]]
+    return [toc["root"]] + [one["file"] for page in pages for one in (page, *page.get("sections", ()))]
 
 
 def problems(notebook: Any) -> list[str]:
@@ -313,25 +314,36 @@ def _number(value: object) -> str:
 
 
 def write_status() -> None:
-    """Put the tables of `status_table`, `speed_table` and `coverage_table` between their marks on the status page."""
-    if not STATUS.exists():
-        return
-    page = new = STATUS.read_text(encoding="utf-8")
-    for name, table in (("chapters", status_table()), ("speed", speed_table()), ("coverage", coverage_table())):
-        head, _, rest = new.partition(f"<!-- {name}: begin -->")
-        _, _, tail = rest.partition(f"<!-- {name}: end -->")
-        new = f"{head}<!-- {name}: begin -->\n{table}\n<!-- {name}: end -->{tail}"
-    if new != page:
-        atomic_write(STATUS, new.encode())
+    """Put `coverage_table` between its marks on the status page, `status_table` and `speed_table` on that of speed."""
+    tables = {STATUS: {"coverage": coverage_table()}, SPEED: {"chapters": status_table(), "speed": speed_table()}}
+    for path, parts in tables.items():
+        if not path.exists():
+            continue
+        page = new = path.read_text(encoding="utf-8")
+        for name, table in parts.items():
+            head, _, rest = new.partition(f"<!-- {name}: begin -->")
+            _, _, tail = rest.partition(f"<!-- {name}: end -->")
+            new = f"{head}<!-- {name}: begin -->\n{table}\n<!-- {name}: end -->{tail}"
+        if new != page:
+            atomic_write(path, new.encode())
 
 
 def figures() -> None:
     """Draw the pictures that pages and README show."""
-    from book.support.overview import draw
+    import matplotlib
 
-    path = ROOT / "book" / "_static" / "overview.png"
-    draw(path)
-    print(_short(path))
+    matplotlib.use("Agg")
+    from book.drawings import architecture
+    from book.support import overview, vector
+    from book.support.figures import use_style
+
+    static = ROOT / "book" / "_static"
+    use_style()
+    for name, draw in (("layers", architecture.layers), ("path", architecture.path)):
+        atomic_write(static / f"{name}.svg", vector.markup(draw(), "").encode())
+        print(_short(static / f"{name}.svg"))
+    overview.draw(static / "overview.png")
+    print(_short(static / "overview.png"))
 
 
 def _name(path: Path) -> str:
@@ -351,7 +363,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     one = commands.add_parser("refresh", help="rewrite the committed outputs of chapters (default: all)")
     one.add_argument("files", nargs="*", type=Path)
     commands.add_parser("figures", help="draw the pictures in book/_static")
-    commands.add_parser("status", help="write the tables of the status page again, as refresh does")
+    commands.add_parser("status", help="write the tables of the pages status and speed again, as refresh does")
     given = parser.parse_args(arguments)
     if given.command == "execute":
         execute(prepare())

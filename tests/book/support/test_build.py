@@ -45,6 +45,7 @@ def test_execute_stops_at_a_failing_cell_and_keeps_the_partial_notebook(tmp_path
 
 def test_refresh_rewrites_a_chapter_clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "STATUS", tmp_path / "none.md")
+    monkeypatch.setattr(build, "SPEED", tmp_path / "none.md")
     file = chapter(tmp_path / "a.ipynb", "x = 1\nprint( x )", "")
     build.refresh([file])
     notebook = nbformat.read(file, as_version=4)
@@ -65,6 +66,7 @@ def test_refresh_leaves_the_file_alone_when_something_is_wrong(
     source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(build, "STATUS", tmp_path / "none.md")
+    monkeypatch.setattr(build, "SPEED", tmp_path / "none.md")
     file = chapter(tmp_path / "b.ipynb", source)
     before = file.read_bytes()
     with pytest.raises(SystemExit if "stderr" in source else PapermillExecutionError, match=r"stderr|SystemError"):

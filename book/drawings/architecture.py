@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import mmlib
 from book.support import figures
@@ -161,7 +161,14 @@ def _arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float]) -> No
     dx, dy = end[0] - start[0], end[1] - start[1]
     cut = min(WIDTH / 2 / abs(dx) if dx else 9.0, HEIGHT / 2 / abs(dy) if dy else 9.0)
     a, b = (start[0] + cut * dx, start[1] + cut * dy), (end[0] - cut * dx, end[1] - cut * dy)
-    arrow = {"arrowstyle": "-|>", "mutation_scale": 10, "color": "#555555", "lw": 1, "shrinkA": 1, "shrinkB": 1}
+    arrow: dict[str, Any] = {
+        "arrowstyle": "-|>",
+        "mutation_scale": 10,
+        "color": "#555555",
+        "lw": 1,
+        "shrinkA": 1,
+        "shrinkB": 1,
+    }
     ax.add_patch(FancyArrowPatch(a, b, **arrow))
 
 

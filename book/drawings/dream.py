@@ -40,7 +40,7 @@ def overview() -> Figure:
         "enhance": (4.3, 2, "enhancement\nwhere PSS = 0"),
         "fuse": (6.5, 2, "cross attention\n$h_m$, weights $w$"),
         "mask": (8.7, 2, "softmax of\n$w\\,(PSS+1)$"),
-        "out": (10.9, 2, "$H=\\sum w'_m h_m$\nprediction"),
+        "out": (10.9, 2, "$H=\\sum$ w′$_m\\,h_m$\nprediction"),
         "kl": (8.7, 0.2, "$\\lambda$ KL($w$, PAS)\nin training"),
     }
     colours = dict.fromkeys(("subsets", "evaluator", "pss", "pas"), figures.GREEN)
@@ -175,13 +175,13 @@ def detection(precision: Any, q: Mapping[str, float]) -> Figure:
     axes[0].annotate("saying always “missing”", (0.32, 0.24), color=figures.INK, fontsize=10)
     axes[0].set(title="precision of PSS = 0", xlabel="missing rate", ylim=(0, 1), xlim=(0.05, 0.75), xticks=rates)
     axes[0].grid(True)
-    shades_q = (figures.BLUE, figures.AMBER, figures.PURPLE, figures.GREY)
-    axes[1].bar(range(len(q)), list(q.values()), color=shades_q[: len(q)])
+    places = range(len(q))
+    axes[1].barh(places, list(q.values()), color=(figures.BLUE, figures.AMBER, figures.PURPLE, figures.GREY)[: len(q)])
     for k, value in enumerate(q.values()):
-        axes[1].text(k, 0.02 if np.isnan(value) else value + 0.01, "not run" if np.isnan(value) else f"{value:.2f}",
-                     ha="center", va="bottom", fontsize=10)  # fmt: skip
-    axes[1].set_xticks(range(len(q)), list(q), fontsize=10)
-    axes[1].set(title="present, yet PSS = 0", ylabel="fraction q", ylim=(0, 0.8))
+        said = "not run" if np.isnan(value) else f"{value:.2f}"
+        axes[1].text(0.01 if np.isnan(value) else value + 0.01, k, said, va="center", fontsize=10)
+    axes[1].set_yticks(places, list(q), fontsize=10)
+    axes[1].set(title="present, yet PSS = 0", xlabel="fraction q", xlim=(0, 0.8), ylim=(len(q) - 0.5, -0.5))
     return fig
 
 

@@ -210,8 +210,16 @@ def slower(tables: Mapping[str, Stored]) -> list[Comparison]:
             ends = [[table.scores((m, place)) for place in (first, last)] for m in ("DREAM", other)]
             seeds = sorted(set.intersection(*(set(scores) for pair in ends for scores in pair)))
             values: list[Any] = [[a[s] - b[s] for s in seeds] if seeds else None for a, b in ends]
-            label = f"loss above that of {other}"
-            pairs.append(verdicts.compare(label, *values, metric=table.metric, lower=True, group=NAMES[source]))
+            label = f"lost, minus {other}"
+            pairs.append(
+                verdicts.compare(
+                    label,
+                    *values,
+                    metric=table.metric,
+                    lower=True,
+                    group=f"{NAMES[source]}: from all frames to a tenth",
+                )
+            )
     return pairs
 
 

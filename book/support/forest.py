@@ -59,7 +59,11 @@ def plot(judged: pd.DataFrame, alt: str, *, unit: str = "", better: str = "", co
         _panel(ax, part, labels=place % columns == 0, figures=columns == 1)
         title = str(name) if len(panels) > 1 or by == "group" else ""
         ax.set_title(title, fontsize=11, loc="left", weight="bold")
-        ax.set_xlabel(_axis_label(part, unit, better), fontsize=10)
+        label = _axis_label(part, unit, better)
+        if columns == 1:
+            ax.set_xlabel(label, fontsize=10)
+    if columns > 1:  # one for all, since they would run into each other
+        figure.supxlabel(label, fontsize=10)
     _key(figure, judged)
     return vector.svg(figure, alt, text=_text(judged))
 

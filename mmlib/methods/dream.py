@@ -416,19 +416,25 @@ class DREAM(Presets, nn.Module, config=DREAMConfig, presets={"paper": {}}):
 
     def _enhanced(self, x: dict[str, Tensor], valid: dict[str, Tensor] | None, pss: Tensor) -> dict[str, Tensor]:
         """Eqs. 5-9, D times, for the samples and targets whose PSS is 0; the rest stays as it is."""
-        chosen: dict[str, Tensor | None] = {}  # None: all samples
-        for i, m in enumerate(self.modalities):
-            zero = (pss[:, i] == 0).nonzero()[:, 0]
-            if self.config.enhance == "all" or len(zero):
-                chosen[m] = zero if self.config.enhance == "zero_pss" and len(zero) < len(pss) else None
+        chosen = torch.ones_like(pss) if self.config.enhance == "all" else pss == 0
+        rows = {m: chosen[:, i].nonzero()[:, 0] for i, m in enumerate(self.modalities)}
         for repeat in range(self.config.repeats):
+            blocks = self.enhancement[min(repeat, len(self.enhancement) - 1)]
             before, x = x, dict(x)
-            for m, rows in chosen.items():
-                block = self.enhancement[min(repeat, len(self.enhancement) - 1)].get_submodule(m)
-                of = lambda tensors, rows=rows: {k: v if rows is None else v[rows] for k, v in tensors.items()}
-                rebuilt: Tensor = block(of(self._seen(before, x)), None if valid is None else of(valid)).to(x[m])
-                x[m] = rebuilt if rows is None else x[m].index_copy(0, rows, rebuilt)
+            for m in self.modalities:
+                x[m] = self._rebuilt(blocks.get_submodule(m), self._seen(before, x), valid, rows[m])
         return x
+
+    def _rebuilt(self, block: nn.Module, x: dict[str, Tensor], valid: dict[str, Tensor] | None, rows: Tensor) -> Tensor:
+        """The block's target, as the block gives it in some rows int64 [n] and as it was elsewhere, [B, T, d]."""
+        old = x[str(block.target)]
+        if not len(rows):
+            return old
+        if len(rows) == len(old):
+            return block(x, valid).to(old)
+        take = lambda tensors: {m: tensor[rows] for m, tensor in tensors.items()}
+        new = block(take(x), None if valid is None else take(valid))
+        return old.index_copy(0, rows, new.to(old))
 
     def _seen(self, before: dict[str, Tensor], after: dict[str, Tensor]) -> dict[str, Tensor]:
         """What a target is rebuilt from: all modalities as they were before the repeat."""

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["PLACES", "imports", "layers", "needed", "path"]
+__all__ = ["PLACES", "chapters", "imports", "layers", "needed", "path"]
 
 LIBRARY = Path(mmlib.__file__).parent
 PLACES: dict[str, tuple[float, float]] = {  # an import goes to a lower box, or along a line of them
@@ -34,7 +34,7 @@ PLACES: dict[str, tuple[float, float]] = {  # an import goes to a lower box, or 
     "checkpoint": (11.6, 7.8),
     "data": (11.6, 6.6),
 }
-WIDTH, HEIGHT = 2.2, 0.6  # of a box
+WIDTH, HEIGHT = 2.2, 0.62  # of a box
 CORE = {
     "methods",
     "released",
@@ -60,6 +60,29 @@ STEPS = (
     ("comparisons", "verdicts.judge"),
     ("a table", "tables.show"),
 )
+
+
+# What to read before what: a chapter by the name of its file, its place, its box
+CHAPTERS: dict[str, tuple[float, float, str]] = {
+    "missing-modalities": (0.0, 4.7, "1 Missing\nmodalities"),
+    "imbalance": (3.2, 6.2, "2 Imbalance"),
+    "shapley-values": (3.2, 4.7, "3 Shapley\nvalues"),
+    "distances": (3.2, 3.2, "4 Distances"),
+    "data-and-metrics": (3.2, 2.0, "5 Data and\nmetrics"),
+    "balm": (6.4, 6.2, "9 BALM"),
+    "mce": (6.4, 5.2, "6 MCE"),
+    "dream": (6.4, 4.2, "7 DREAM"),
+    "dear": (6.4, 3.2, "8 DEAR"),
+    "evidence": (9.6, 4.2, "evidence,\na page a paper"),
+}
+BEFORE = {
+    **dict.fromkeys(("imbalance", "shapley-values", "distances", "data-and-metrics"), ("missing-modalities",)),
+    "balm": ("imbalance",),
+    "mce": ("shapley-values",),
+    "dream": ("shapley-values",),
+    "dear": ("distances",),
+    "evidence": ("balm", "mce", "dream", "dear", "data-and-metrics"),
+}
 
 
 def unit(module: tuple[str, ...]) -> str:
@@ -144,6 +167,19 @@ def path() -> Figure:
         _box(ax, x, y, what, figures.GREEN)
         ax.text(x, y + (0.55 if above else -0.55), how, ha="center", va="center", fontsize=10, family="monospace")
     return _framed(fig, ax, (-0.1, 13.8), (-0.9, 2.9))
+
+
+def chapters() -> Figure:
+    """What to read before what."""
+    fig, ax = figures.figure("page")
+    fig.set_figheight(3.6)
+    for name, earlier in BEFORE.items():
+        for one in earlier:
+            _arrow(ax, CHAPTERS[one][:2], CHAPTERS[name][:2])
+    for name, (x, y, text) in CHAPTERS.items():
+        edge = {0.0: figures.AMBER, 3.2: figures.AMBER, 6.4: figures.BLUE}.get(x, figures.GREEN)
+        _box(ax, x, y, text, edge)
+    return _framed(fig, ax, (-1.4, 11.0), (1.6, 6.6))
 
 
 def _box(ax: Axes, x: float, y: float, text: str, edge: str) -> None:

@@ -339,7 +339,11 @@ def figures() -> None:
 
     static = ROOT / "book" / "_static"
     use_style()
-    for name, draw in (("layers", architecture.layers), ("path", architecture.path)):
+    for name, draw in (
+        ("layers", architecture.layers),
+        ("path", architecture.path),
+        ("chapters", architecture.chapters),
+    ):
         atomic_write(static / f"{name}.svg", vector.markup(draw(), "").encode())
         print(_short(static / f"{name}.svg"))
     overview.draw(static / "overview.png")

@@ -180,3 +180,12 @@ def test_the_license_covers_code_and_text() -> None:
 def test_the_readme_shows_a_picture_that_is_there() -> None:
     for picture in re.findall(r"!\[[^\]]+\]\(([^)]+)\)", (ROOT / "README.md").read_text()):
         assert (ROOT / picture).stat().st_size < 300_000
+
+
+def test_the_names_beside_the_papers_symbols_exist() -> None:
+    page = (ROOT / "book" / "notation.md").read_text(encoding="utf-8")
+    part = page[page.index("## Missing modalities and distances") : page.index("(sec-notation-collisions)=")]
+    code = "\n".join(p.read_text(encoding="utf-8") for p in (ROOT / "mmlib").rglob("*.py"))
+    for name in re.findall(r"`([^`]+)`", part):
+        for word in re.findall(r"[A-Za-z_]\w+", name):
+            assert re.search(rf"\b{word}\b", code), f"notation.md: {name}"

@@ -22,7 +22,13 @@ def test_arrows_that_others_say_are_left_out() -> None:
     assert architecture.needed({("a", "b"), ("b", "c"), ("a", "c"), ("a", "d")}) == {("a", "b"), ("b", "c"), ("a", "d")}
 
 
-@pytest.mark.parametrize("name", ["layers", "path"])
+def test_the_map_of_the_chapters_has_every_chapter() -> None:
+    found = {page.rpartition("/")[2] for page in build.contents() if page.split("/")[1] in ("foundations", "methods")}
+    assert set(architecture.CHAPTERS) == found | {"evidence"}
+    assert set(architecture.BEFORE) == found - {"missing-modalities"} | {"evidence"}
+
+
+@pytest.mark.parametrize("name", ["layers", "path", "chapters"])
 def test_the_committed_pictures_are_up_to_date(name: str) -> None:
     figures.use_style()
     drawn = vector.markup(getattr(architecture, name)(), "")

@@ -176,7 +176,7 @@ def chapters() -> Figure:
     for name, earlier in BEFORE.items():
         for one in earlier:
             _arrow(ax, CHAPTERS[one][:2], CHAPTERS[name][:2])
-    for name, (x, y, text) in CHAPTERS.items():
+    for x, y, text in CHAPTERS.values():
         edge = {0.0: figures.AMBER, 3.2: figures.AMBER, 6.4: figures.BLUE}.get(x, figures.GREEN)
         _box(ax, x, y, text, edge)
     return _framed(fig, ax, (-1.4, 11.0), (1.6, 6.6))

@@ -906,7 +906,7 @@ class _FileRows(NamedTuple):
     def read(self, name: str, rows: list[int]) -> Tensor | None:
         """The rows [k, ...]; None where the file is no longer there."""
         found = torch.empty(len(rows), *self.shape, dtype=self.dtype)
-        held = memoryview(found.flatten().view(torch.uint8).numpy())
+        held = memoryview(found.flatten().view(torch.uint8).numpy())  # type: ignore[arg-type]
         size = len(held) // len(rows)
         try:
             file = os.open(self.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))

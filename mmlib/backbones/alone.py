@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from ..batch import DATASET, MultimodalBatch, MultimodalDataset, find_ids
-from ..checks import Array, Is, Named, Number, Several, Text, Whole
+from ..checks import Array, Is, Maybe, Named, Number, Several, Text, Whole
 from ..coalitions import VALUE, prediction_value
 from ..layers import scoring
-from .base import Backbone, pretrain
+from .base import Backbone, check_splits, pretrain
 
 __all__ = ["Alone", "UpperBounds", "values_alone"]
 
@@ -134,6 +134,11 @@ class UpperBounds(nn.Module):
 
         Raises ValueError for a modality that no sample of ``train`` has, and what `pretrain` raises.
         """
+        check_splits(Is("a Backbone", Backbone)("backbone", backbone), train, valid)
+        Maybe(Named(Is("an nn.Module", nn.Module)))("heads", heads)
+        VALUE("value", value)
+        if heads is not None and set(heads) != set(train.modalities):
+            raise ValueError(f"heads: expected one for each of {list(train.modalities)}, got {sorted(heads)}")
         columns = []
         for name in train.modalities:
             own, held = _having(train, name), None if valid is None else _having(valid, name)

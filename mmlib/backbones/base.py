@@ -144,6 +144,14 @@ _USUAL: dict[str, Any] = {  # as `TrainConfig` has them
 }
 
 
+def check_splits(model: Any, train: Any, valid: Any) -> None:
+    """Raise TypeError for what is no split, ValueError for modalities other than the model's, where it says them."""
+    known = tuple(getattr(model, "modalities", DATASET("train", train).modalities))
+    for name, split in (("train", DATASET("train", train)), ("valid", Maybe(DATASET)("valid", valid))):
+        if split is not None and split.modalities != known:
+            raise ValueError(f"{name}: expected the modalities {list(known)}, got {list(split.modalities)}")
+
+
 def pretrain(
     model: nn.Module, train: MultimodalDataset, valid: MultimodalDataset | None = None, config: Any = None
 ) -> None:
@@ -163,10 +171,7 @@ def pretrain(
     """
     if not any(p.requires_grad for p in Is("an nn.Module", nn.Module)("model", model).parameters()):
         raise ValueError("model: expected at least one parameter that requires a gradient, got none")
-    known = tuple(getattr(model, "modalities", DATASET("train", train).modalities))
-    for name, split in (("train", train), ("valid", Maybe(DATASET)("valid", valid))):
-        if split is not None and split.modalities != known:
-            raise ValueError(f"{name}: expected the modalities {list(known)}, got {list(split.modalities)}")
+    check_splits(model, train, valid)
     if config is not None and not hasattr(config, "epochs"):
         raise TypeError(f"config: expected None or how to train, such as a TrainConfig, got {shown(config)}")
     given = {name: getattr(config, name, usual) for name, usual in _USUAL.items()}

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from ..backbones.alone import UpperBounds
-from ..backbones.base import BACKBONE, Backbone
+from ..backbones.base import BACKBONE, Backbone, check_splits
 from ..backbones.completed import CompletedBackbone, ShowsCompleted
-from ..batch import BATCH, DATASET, MultimodalBatch, MultimodalDataset, Output
+from ..batch import BATCH, MultimodalBatch, MultimodalDataset, Output
 from ..checks import RATE, Array, Flag, Is, Maybe, Named, Number, Whole, check_options, option
 from ..coalitions import (
     VALUE,
@@ -270,12 +270,7 @@ class MCE(Presets, SharesBatches, nn.Module, config=MCEConfig, presets={"paper":
 
         Raises ValueError for a modality that no sample of ``train`` has, and what `pretrain` raises.
         """
-        Is("a Backbone", Backbone)("backbone", backbone)
-        for name, split in (("train", DATASET("train", train)), ("valid", Maybe(DATASET)("valid", valid))):
-            if split is not None and split.modalities != backbone.modalities:
-                raise ValueError(
-                    f"{name}: expected the modalities {list(backbone.modalities)}, got {list(split.modalities)}"
-                )
+        check_splits(Is("a Backbone", Backbone)("backbone", backbone), train, valid)
         preset = options.get("preset", "paper")
         settings = {name: value for name, value in options.items() if name not in ("preset", "heads", "present")}
         chosen, found = cls.chosen(preset, settings), cls.configured(preset, settings)

@@ -39,7 +39,7 @@ from mmlib import (
     statistics,
     training,
 )
-from mmlib.backbones import base, dialogue, mmgcn, selfmm
+from mmlib.backbones import alone, base, completed, dialogue, mmgcn, selfmm
 from mmlib.baselines import cggm, joint, mbt_sample, ogm_ge, pmr
 from mmlib.batch import MultimodalBatch, MultimodalDataset, frame_axis, in_parts, per_frame, stable_ids
 from mmlib.data import avmnist, conversations, iemocap, mfeat, mmsa, synthetic, text
@@ -169,8 +169,8 @@ def net() -> backbones.GenericBackbone:
 
 
 @functools.cache
-def bounds() -> mce.UpperBounds:
-    return mce.UpperBounds(torch.rand(24, 3, generator=G), train().ids, NAMES)
+def bounds() -> alone.UpperBounds:
+    return alone.UpperBounds(torch.rand(24, 3, generator=G), train().ids, NAMES)
 
 
 @functools.cache
@@ -490,23 +490,29 @@ case("joint.JointTraining", joint.JointTraining, lambda: dict(backbone=net(), mo
      modality_dropout=SHARE)
 case("mce.missing_rate_factor", mce.missing_rate_factor, lambda: dict(present=ONES(4, 3)),
      present=lambda good: [*P(good), good[0], good[:0], ~good])
-case("mce.prediction_value", mce.prediction_value, lambda: dict(logits=R(5, 3), target=I(3, 5), kind=None,
+case("coalitions.prediction_value", coalitions.prediction_value, lambda: dict(logits=R(5, 3), target=I(3, 5), kind=None,
      tolerance=0.5),
      logits=L, target=lambda good: [None, "x", 3, [1], good[:-1], good.float()], kind=lambda good: ["no such", 3, []],
      tolerance=STRENGTH)
 case("released.mce.released_shapley", released_mce.released_shapley, lambda: dict(counts=R(2, 8), players=3),
      counts=lambda good: [*P(good), good[..., :3], good[0, 0]], players=lambda good: ["3", 0, 2, 1.5])
-case("mce.UpperBounds", mce.UpperBounds, lambda: dict(table=torch.rand(4, 2), ids=torch.arange(4), modalities=("a",
+case("alone.UpperBounds", alone.UpperBounds, lambda: dict(table=torch.rand(4, 2), ids=torch.arange(4), modalities=("a",
      "b")),
      table=lambda good: [*L(good), good * 3, good * math.nan, -good], ids=lambda good: [*L(good), good * 0],
      modalities=lambda good: [None, "ab", 3, (), ("a",), (1, 2)])
 MODELS = lambda good: [*by_name(good), {"audio": net()}, {**good, "audio": 3}]
-case("mce.UpperBounds.from_models", mce.UpperBounds.from_models,
+case("alone.UpperBounds.from_models", alone.UpperBounds.from_models,
      lambda: dict(models={m: backbones.GenericBackbone.for_data(train().select([m]), width=4) for m in NAMES},
      data=train(),
                   value=None, tolerance=0.5, batch_size=8),
      models=MODELS, data=thing, value=lambda good: ["no such", 3], tolerance=STRENGTH, batch_size=POSITIVE)
-case("mce.UpperBounds.check", lambda ids: bounds().check(ids), lambda: dict(ids=train().ids),
+HEADS = lambda good: ["x", 3, {"a": 3}, {"audio": net()}]
+case("alone.UpperBounds.trained", alone.UpperBounds.trained,
+     lambda: dict(backbone=net(), train=train(), valid=splits()["valid"], config=ONCE,
+                  heads={m: net().make_decoder(4) for m in NAMES}, value=None, tolerance=0.5),
+     backbone=thing, train=wrong_data, valid=lambda good: wrong_data(good)[1:], config=lambda good: ["x", 3, {}],
+     heads=HEADS, value=lambda good: ["no such", 3], tolerance=STRENGTH)
+case("alone.UpperBounds.check", lambda ids: bounds().check(ids), lambda: dict(ids=train().ids),
      ids=lambda good: [None, "x", 3, [1], torch.tensor([1, 2])])
 case("mce.learning_state_factor", mce.learning_state_factor,
      lambda: dict(upper=R(3), shapley=R(3), present=ONES(4, 3), mask=True), upper=L, shapley=L,
@@ -514,10 +520,9 @@ case("mce.learning_state_factor", mce.learning_state_factor,
 case("mce.ReconstructionModule", mce.ReconstructionModule,
      lambda: dict(modalities=3, width=4, heads=2, hidden=4, dropout=0.1), modalities=POSITIVE, width=whole(0, -4, 3),
      heads=whole(0, 3), hidden=POSITIVE, dropout=SHARE)
-case("mce.CompletedBackbone", mce.CompletedBackbone,
+case("completed.CompletedBackbone", completed.CompletedBackbone,
      lambda: dict(backbone=net(), reconstruction=mce.ReconstructionModule(3, 4, 2, 4)), backbone=thing,
      reconstruction=thing)
-HEADS = lambda good: ["x", 3, {"a": 3}, {"audio": net()}]
 case("mce.MCE", mce.MCE,
      lambda: dict(backbone=net(), upper=bounds(), preset="paper",
                   heads={m: net().make_decoder(4) for m in NAMES}, present=train().present, attention_heads=2,
@@ -527,7 +532,7 @@ case("mce.MCE", mce.MCE,
 case("mce.MCE.for_data", mce.MCE.for_data,
      lambda: dict(backbone=net(), train=train(), valid=splits()["valid"], config=ONCE, attention_heads=2, hidden=4),
      backbone=thing, train=wrong_data, valid=lambda good: wrong_data(good)[1:], config=lambda good: ["x", 3, {}],
-     attention_heads=POSITIVE, hidden=POSITIVE)
+     upper=lambda good: ["x", 3, {}, R(3, 2)], attention_heads=POSITIVE, hidden=POSITIVE)
 case("mce.MCE.observe", lambda present: methods()["mce"].observe(present), lambda: dict(present=ONES(4, 3)),
      present=lambda good: [*P(good), good[:, :2], ~good, good[0]])
 case("balm.FeatureCalibration", balm.FeatureCalibration, lambda: dict(feature_shapes=SHAPES, width=4),
@@ -962,6 +967,9 @@ case("statistics.p_value", statistics.p_value, lambda: dict(ours=R(3, 4), theirs
      ours=lambda good: [*array(good), good[:-1]], theirs=lambda good: [*array(good), good[:-1]])
 case("statistics.equivalent", statistics.equivalent, lambda: dict(ours=R(3, 4), theirs=R(3, 4), band=0.1, level=0.9),
      ours=array, theirs=array, band=number(0.0, -1.0, math.inf), level=number(0.5, 1.0))
+case("statistics.detectable", statistics.detectable,
+     lambda: dict(ours=R(3, 4), theirs=R(3, 4), power=0.8, level=0.9), ours=array, theirs=array,
+     power=number(0.5, 1.0), level=number(0.0, 1.0))
 case("statistics.holm", statistics.holm, lambda: dict(p=[0.1, 0.2]),
      p=lambda good: [None, "x", {}, ["a"], [[0.1]], [1.5], [-0.1], [1j], [[0.1], [0.1, 0.2]]])
 case("training.class_names", training.class_names,
@@ -1236,6 +1244,9 @@ NOT_CALLED = {  # public, and why there is no case
     "checks": "the checker itself, see tests/test_checks.py",
     "methods._presets": "a base of methods", "methods._data_checks": "checks",
     "methods._score_table": "what a method keeps",
+    "Alone": "made by UpperBounds.trained", "values_alone": "a column of UpperBounds",
+    "ReleasedMCE": "called as MCE", "ShowsCompleted": "what the coalition engine sees of MCE",
+    "Pairs": "what a training step of MCE makes of a batch", "Step": "a record",
     "Compared": "a record", "ReadsText": "a part of a method",
     "Contributions": "a record", "Diagnosis": "a record", "Encoded": "a record",
     "History": "a record", "Interval": "a record", "Output": "a record", "State": "a record", "Truth": "a record",

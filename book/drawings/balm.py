@@ -1,4 +1,4 @@
-"""What the chapter on BALM looks with: its schematic, a hook that keeps the rebalancing's numbers, and their curves."""
+"""What the pages on BALM look with: their drawings, and a callback that keeps the rebalancing's numbers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,23 @@ from book.support import figures
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["PathLength", "Watch", "autocorrelation", "curves", "overview", "shuffled_band", "smooth"]
+__all__ = [
+    "PathLength",
+    "Watch",
+    "autocorrelation",
+    "clouds",
+    "coefficients",
+    "cosine_curves",
+    "curve_panel",
+    "grids",
+    "kl_curves",
+    "label_ends",
+    "losses",
+    "overview",
+    "problem",
+    "shuffled_band",
+    "smooth",
+]
 
 
 def overview() -> Figure:
@@ -45,17 +61,16 @@ def overview() -> Figure:
     dashed = {"arrowstyle": "-|>", "mutation_scale": 11, "lw": 1.3, "shrinkA": 2, "shrinkB": 2, "ls": "--"}
     for start, end in (((9.2, 0.6), (5.4, 1.52)), ((9.9, 0.6), (9.9, 1.52))):
         ax.annotate("", end, start, arrowprops={**dashed, "color": figures.BLUE})
-    ax.text(
-        -0.95, 4.75, "FCM: what a feature is worth, given what is there", color=figures.GREEN, weight="bold", fontsize=9
-    )
+    words = "FCM: how much a feature counts, given what is there"
+    ax.text(-0.95, 4.75, words, color=figures.GREEN, weight="bold", fontsize=10)
     words = "GRM: scales the encoders' gradients by $\\mu^m$\nand adds $\\tau L_{mod}$ to the next step's loss"
-    ax.text(0, -1.15, words, color=figures.BLUE, weight="bold", fontsize=9, va="center")
+    ax.text(0, -1.15, words, color=figures.BLUE, weight="bold", fontsize=10, va="center")
     ax.set(xlim=(-1.1, 10.8), ylim=(-1.6, 5.2), title="BALM around a backbone that encodes, fuses and predicts")
     return fig
 
 
 class Watch:
-    """A hook of `training.fit`: what the rebalancing said of every step, and the loss terms are in the history.
+    """A callback of `training.fit`: what the rebalancing said of every step, and the loss terms are in the history.
 
     ``table(what)`` is [steps, M], for "discrepancy", "change", "mu", "cosine", "rms_before", "rms_after".
     """
@@ -110,30 +125,135 @@ def shuffled_band(x: np.ndarray, lag: int = 1, draws: int = 500, seed: int = 0) 
     return float(low), float(high)
 
 
-def curves(
-    columns: dict[str, Watch], names: Sequence[str], rows: dict[str, str], width: int = 8, title: str = ""
-) -> Figure:
-    """Curves over the training steps: a column for each watched training, a row for each quantity, smoothed a little.
+def label_ends(ax: Any, series: np.ndarray, names: Sequence[str]) -> None:
+    """Each curve's name at its right end, moved apart where the ends are close; series [steps, M] as they are drawn."""
+    low, high = ax.get_ylim()
+    room, ends = 0.095 * (high - low), series[-1]
+    places = np.empty(len(names))
+    last = -math.inf
+    for m in np.argsort(ends):
+        places[m] = last = max(float(ends[m]), last + room)
+    places -= max(0.0, places.max() - high)
+    for m, name in enumerate(names):
+        ax.annotate(
+            name, (len(series) - 1, places[m]), (6, 0), textcoords="offset points", va="center", fontsize=10,
+            color=figures.colour(name), annotation_clip=False,
+        )  # fmt: skip
 
-    rows : what of `Watch.table` -> the label of its axis
-    """
-    fig, axes = figures.figure("page", rows=len(rows), columns=len(columns), sharex=True, sharey="row", squeeze=False)
-    fig.set_figheight(1.2 + 1.9 * len(rows))
-    for j, (head, watch) in enumerate(columns.items()):
-        for i, (what, label) in enumerate(rows.items()):
-            ax, series = axes[i][j], watch.table(what)
-            for m, name in enumerate(names):
-                ax.plot(series[:, m], color=figures.colour(name), alpha=0.16, lw=0.7)
-                ax.plot(smooth(series[:, m], width), color=figures.colour(name), lw=1.8, label=name,
-                        ls=("-", "--", "-.", ":")[m % 4])  # fmt: skip
-            ax.grid(True)
-            if i == 0:
-                ax.set_title(head)
-            if j == 0:
-                ax.set_ylabel(label)
-            if i == len(rows) - 1:
-                ax.set_xlabel("training step")
-    axes[0][-1].legend(fontsize=8)
-    if title:
-        fig.suptitle(title)
+
+def curve_panel(ax: Any, series: np.ndarray, names: Sequence[str], width: int, title: str = "") -> None:
+    """Running means over the training steps, a curve a modality, named at its end."""
+    means = np.stack([smooth(series[:, m], width) for m in range(len(names))], 1)
+    for m, name in enumerate(names):
+        ax.plot(means[:, m], color=figures.colour(name), lw=2)
+    ax.set_title(title)
+    ax.grid(True)
+    ax.margins(x=0.01)
+
+
+def problem(watch: Watch, names: Sequence[str], width: int = 20) -> Figure:
+    """What the heads watch of a plain training: how far each is from the whole, and the size of its gradients."""
+    fig, axes = figures.figure("wide", columns=2)
+    for ax, what, title in (
+        (axes[0], "discrepancy", "KL to the fused prediction"),
+        (axes[1], "rms_before", "gradient of the encoder, RMS"),
+    ):
+        series = watch.table(what)
+        curve_panel(ax, series, names, width, title)
+        label_ends(ax, np.stack([smooth(series[:, m], width) for m in range(len(names))], 1), names)
+        ax.set_xlabel("training step")
+    return fig
+
+
+def losses(histories: dict[str, Any], metric: str) -> Figure:
+    """The task's loss and the validation metric over the epochs; a label -> `History`."""
+    fig, axes = figures.figure("wide", columns=2)
+    looks = (("--", "#555555"), ("-", figures.colour("balm")))
+    for (name, history), (dashes, colour) in zip(histories.items(), looks, strict=True):
+        for ax, key in zip(axes, ("train_task", metric), strict=True):
+            values = [row[key] for row in history.epochs]
+            ax.plot([row["epoch"] for row in history.epochs], values, ls=dashes, color=colour, label=name)
+    for ax, title in zip(axes, ("loss of the task, training", metric.replace("_", ", ")), strict=True):
+        ax.set(xlabel="epoch", title=title)
+        ax.grid(True)
+    axes[1].legend(fontsize=10)
+    return fig
+
+
+def kl_curves(watches: dict[str, Watch], names: Sequence[str], width: int = 20) -> Figure:
+    """The KL of each head over the training steps, a panel a training; all panels share their axes."""
+    rows = math.ceil(len(watches) / 2)
+    fig, axes = figures.figure("page", rows=rows, columns=2, sharex=True, sharey=True, squeeze=False)
+    fig.set_figheight(2.5 * rows)
+    for ax, (name, watch) in zip(axes.flat, watches.items(), strict=True):
+        curve_panel(ax, watch.table("discrepancy"), names, width, name)
+    for ax, watch in zip(axes.flat, watches.values(), strict=True):
+        series = watch.table("discrepancy")
+        label_ends(ax, np.stack([smooth(series[:, m], width) for m in range(len(names))], 1), names)
+    for ax in axes[-1]:
+        ax.set_xlabel("training step")
+    for row in axes:
+        row[0].set_ylabel("KL to fused")
+    return fig
+
+
+def cosine_curves(watches: dict[str, Watch], names: Sequence[str], width: int = 20) -> Figure:
+    """The cosine of each head's output layer with the fused one, a panel a modality and in it a line a training."""
+    fig, axes = figures.figure("wide", columns=len(names), sharey=True)
+    looks = (("--", "#555555"), ("-", figures.colour("balm")))
+    for m, (ax, name) in enumerate(zip(axes, names, strict=True)):
+        for (label, watch), (dashes, colour) in zip(watches.items(), looks, strict=True):
+            ax.plot(smooth(watch.table("cosine")[:, m], width), ls=dashes, color=colour, label=label)
+        ax.set(title=name, xlabel="training step")
+        ax.grid(True)
+    axes[0].set_ylabel("cosine of weights")
+    axes[-1].legend(fontsize=10)
+    return fig
+
+
+def coefficients(mu: np.ndarray, names: Sequence[str], rho: float) -> Figure:
+    """mu [steps, M]: a strip a modality over the steps, and all of them beside what pure noise would give."""
+    M = len(names)
+    fig = figures.figure("page", rows=1, columns=1)[0]
+    fig.clf()
+    fig.set_figheight(1.25 * M + 0.7)
+    grid = fig.add_gridspec(M, 2, width_ratios=[1.9, 1])
+    first = None
+    for m, name in enumerate(names):
+        ax = first = fig.add_subplot(grid[m, 0], sharex=first, sharey=first)
+        ax.axhspan(-4 * rho, 0, color="#d0483e", alpha=0.1, lw=0)
+        ax.plot(mu[:, m], color=figures.colour(name), lw=1)
+        ax.set(ylim=(-4 * rho, 6 * rho), title=name)
+        ax.tick_params(labelbottom=m == M - 1)
+    ax.set_xlabel("training step")
+    ax = fig.add_subplot(grid[:, 1])
+    x, spread = np.linspace(-4, 6, 300), math.sqrt(2) / 3
+    ax.hist(np.clip(mu.ravel() / rho, -4, 6), bins=40, range=(-4, 6), density=True, color=figures.GREY, alpha=0.6)
+    if M == 3:
+        density = 1 / (math.pi * spread * (1 + ((x - 2 / 3) / spread) ** 2))
+        ax.plot(x, density, color=figures.colour("balm"))
+        ax.annotate("pure noise", (1.1, 0.45), (1.8, 0.55), color=figures.colour("balm"), fontsize=10)
+    ax.set(title="all coefficients", xlabel="coefficient / $\\rho$", ylabel="density")
+    return fig
+
+
+def clouds(embedded: dict[tuple[str, str], tuple[np.ndarray, np.ndarray, float]]) -> Figure:
+    """t-SNE pictures: (training, stage) -> points [n, 2], classes [n] and the silhouette in the full space."""
+    rows, columns = (list(dict.fromkeys(key[i] for key in embedded)) for i in (0, 1))
+    fig, axes = figures.figure("page", rows=len(rows), columns=len(columns), squeeze=False)
+    for (training, stage), (points, y, value) in embedded.items():
+        ax = axes[rows.index(training)][columns.index(stage)]
+        ax.scatter(*points.T, c=[figures.PALETTE[k % len(figures.PALETTE)] for k in y], s=9)
+        ax.set(xticks=[], yticks=[], title=f"{training}, {stage}\nsilhouette {value:+.3f}")
+    return fig
+
+
+def grids(panels: dict[str, tuple[np.ndarray, list[str], list[str]]], columns: int = 2) -> Figure:
+    """Heat maps over tau (rows) and rho (columns): title -> scores, the taus, the rhos."""
+    rows = math.ceil(len(panels) / columns)
+    fig, axes = figures.figure("page", rows=rows, columns=columns, squeeze=False)
+    fig.set_figheight(3.1 * rows)
+    for ax, (title, (values, taus, rhos)) in zip(axes.flat, panels.items(), strict=True):
+        figures.heat_map(values, taus, rhos, ax=ax, title=title, form=".1f")
+        ax.set(xlabel="rho", ylabel="tau")
     return fig

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,28 +12,21 @@ import pandas as pd
 
 from book import paper_tables
 from book.studies import balm as study
-from book.support import results, verdicts
+from book.support import results, tables, verdicts
 from book.support.stored import Stored
 
 __all__ = [
+    "FAMILIES",
     "SUBSETS",
-    "averages",
-    "backbones",
-    "calibration",
-    "central",
-    "constant",
     "cost",
-    "interpretations",
+    "grids",
     "load",
-    "longer",
-    "mce",
     "paper",
-    "parts",
+    "printed_parts",
+    "rates_tried",
     "recovered",
-    "rivals",
-    "shared",
-    "subsets",
-    "tuned",
+    "scores",
+    "verdict",
 ]
 
 Tables = dict[str, Stored]
@@ -96,69 +89,71 @@ def mean_of(pairs: list[verdicts.Comparison], label: str) -> verdicts.Comparison
     return dataclasses.replace(pairs[0], label=label, ours=np.mean(ours, 0), theirs=np.mean(theirs, 0))
 
 
-def settings(tables: Tables, name: str) -> list[verdicts.Comparison]:
+def settings(stored: Tables, name: str) -> list[verdicts.Comparison]:
     """BALM and its backbone in every setting of a data set."""
-    where = dict.fromkeys(label[1] for label in tables[name].cells)
-    return [tables[name].pair(w, ("+BALM", w), ("backbone", w), "same", group=DATA[name]) for w in where]
+    where = dict.fromkeys(label[1] for label in stored[name].cells)
+    return [stored[name].pair(w, ("+BALM", w), ("backbone", w), "same", group=DATA[name]) for w in where]
 
 
-def central(tables: Tables) -> Iterator[verdicts.Comparison]:
+def central(stored: Tables) -> Iterator[verdicts.Comparison]:
     """Tables 1 and 2: BALM and its backbone, in every setting of four data sets, and on average over each."""
     for name in DATA:
-        pairs = settings(tables, name)
+        pairs = settings(stored, name)
         yield from [*pairs, mean_of(pairs, "mean of the settings")]
 
 
-def averages(tables: Tables) -> list[verdicts.Comparison]:
+def averages(stored: Tables) -> list[verdicts.Comparison]:
     """The averages of `central` alone: a claim a data set."""
-    return [mean_of(settings(tables, name), DATA[name]) for name in DATA]
+    pairs = [mean_of(settings(stored, name), DATA[name]) for name in DATA]
+    return [dataclasses.replace(pair, group="") for pair in pairs]
 
 
-def best_rates(tables: Tables, name: str) -> dict[tuple[str, str], str]:
+def best_rates(stored: Tables, name: str) -> dict[tuple[str, str], str]:
     """(method, setting) -> the learning rate that is best on the validation split."""
-    table, best = tables[name], {}
+    table, best = stored[name], {}
     for method, where, _ in table.cells:
         of = lambda rate, m=method, w=where: np.nan_to_num(table.mean((m, w, str(rate)), "valid").mean)
         best[method, where] = str(max(study.RATES_TRIED, key=of))
     return best
 
 
-def tuned(tables: Tables) -> Iterator[verdicts.Comparison]:
+def tuned(stored: Tables) -> Iterator[verdicts.Comparison]:
     """BALM against every other method, each at the learning rate that is best for it."""
     for name in ("tuning_conversations", "tuning_digits", "tuning_avmnist"):
-        best = best_rates(tables, name)
+        best = best_rates(stored, name)
         data = name.removeprefix("tuning_").replace("avmnist", "AV-MNIST")
         for method, where in best:
             if method != "+BALM":
                 ours, theirs = ("+BALM", where, best["+BALM", where]), (method, where, best[method, where])
                 several = len({w for _, w in best}) > 1
                 label = f"{method}, {where}" if several else method
-                yield tables[name].pair(label, ours, theirs, "same", group=data)
+                yield stored[name].pair(label, ours, theirs, "same", group=data)
 
 
-def longer(tables: Tables) -> Iterator[verdicts.Comparison]:
+def longer(stored: Tables) -> Iterator[verdicts.Comparison]:
     """Three times as many epochs: against fewer, and BALM against its backbone."""
-    table, short, long = tables["longer_conversations"], "24", "72"
+    table, short, long = stored["longer_conversations"], "24", "72"
     for where, config in ((B, "Config B"), (A, "Config A")):
         for m in ("backbone", "+BALM"):
-            yield table.pair(f"{m}, {config}", (m, where, long), (m, where, short), "same", group="72 against 24 epochs")
+            group = "72 against 24 epochs"
+            yield table.pair(f"{m}, {config}", (m, where, long), (m, where, short), "same", group=group)
     for where, config in ((B, "Config B"), (A, "Config A")):
         ours, theirs = ("+BALM", where, long), ("backbone", where, long)
         yield table.pair(config, ours, theirs, "same", group="+BALM against the backbone, 72 epochs")
 
 
-def calibration(tables: Tables) -> Iterator[verdicts.Comparison]:
+def calibration(stored: Tables) -> Iterator[verdicts.Comparison]:
     """Table 10: gates alone, tested on each subset of the modalities and on average; the paper's on IEMOCAP."""
-    table, printed = tables["methods_conversations"], paper(10)["IEMOCAP"].unstack()
+    table, printed = stored["methods_conversations"], paper(10)["IEMOCAP"].unstack()
     for short, subset in [*SUBSETS.items(), ("Avg", "")]:
         gap = printed.loc[short, "+FCM Acc"] - printed.loc[short, "MMGCN Acc"]
         conditions: Any = subset or list(SUBSETS.values())
         yield table.pair(subset or "mean of the seven", ("+FCM", B), ("backbone", B), conditions, paper=float(gap))
 
 
-def subsets(tables: Tables) -> Iterator[verdicts.Comparison]:
+def subsets(stored: Tables) -> Iterator[verdicts.Comparison]:
     """Tables 8 and 9: a network for each subset; the paper's differences are GCNet's on IEMOCAP."""
-    table, printed = tables["subsets_conversations"], paper(8)
+    table, printed = stored["subsets_conversations"], paper(8)
     for where in (A, C):
         for short, subset in SUBSETS.items():
             gap = printed[where, "GCNet+BALM", short] - printed[where, "GCNet", short]
@@ -166,10 +161,10 @@ def subsets(tables: Tables) -> Iterator[verdicts.Comparison]:
             yield table.pair(subset, ours, theirs, group=f"rates {where}", paper=float(gap))
 
 
-def shared(tables: Tables) -> Iterator[verdicts.Comparison]:
+def shared(stored: Tables) -> Iterator[verdicts.Comparison]:
     """Tables 11 and 12: one missing rate for all modalities."""
     for rate in map(str, study.SHARED):
-        yield tables["shared_conversations"].pair(f"rate {rate}", ("+BALM", rate), ("backbone", rate), "same")
+        yield stored["shared_conversations"].pair(f"rate {rate}", ("+BALM", rate), ("backbone", rate), "same")
 
 
 def _of_paper(where: str) -> dict[str, float]:
@@ -179,64 +174,165 @@ def _of_paper(where: str) -> dict[str, float]:
     return {**found, "BALM-M": whole - paper(14)["MMGCN+BALM-M", where, "Acc"]}
 
 
-def parts(tables: Tables) -> Iterator[verdicts.Comparison]:
+def parts(stored: Tables) -> Iterator[verdicts.Comparison]:
     """Tables 13 to 15: BALM against its parts and against squared error."""
     for where, config in ((B, "Config B"), (A, "Config A")):
         printed = _of_paper(where)
         for m in ("BALM-D", "BALM-S", "BALM-M"):
             options = {"group": config, "paper": float(printed[m])}
-            yield tables["methods_conversations"].pair(m, ("+BALM", where), (m, where), "same", **options)
+            yield stored["methods_conversations"].pair(m, ("+BALM", where), (m, where), "same", **options)
 
 
-def rivals(tables: Tables) -> Iterator[verdicts.Comparison]:
+def rivals(stored: Tables) -> Iterator[verdicts.Comparison]:
     """BALM against methods that work at the same place."""
     for where, config in ((B, "Config B"), (A, "Config A")):
         for m in ("backbone", "+FCM", "CGGM", "OGM-GE", "modality dropout"):
-            yield tables["methods_conversations"].pair(m, ("+BALM", where), (m, where), "same", group=config)
+            yield stored["methods_conversations"].pair(m, ("+BALM", where), (m, where), "same", group=config)
 
 
-def backbones(tables: Tables) -> Iterator[verdicts.Comparison]:
+def backbones(stored: Tables) -> Iterator[verdicts.Comparison]:
     """Other networks on conversations."""
     for net, name in (("mmdfn", "MM-DFN"), ("gcnet", "GCNet")):
         for where, config in ((B, "Config B"), (A, "Config A")):
             ours, theirs = (net, "+BALM", where), (net, "backbone", where)
-            yield tables["backbones_conversations"].pair(f"{name}, {config}", ours, theirs, "same")
+            group = "BALM minus its backbone, conversations"
+            yield stored["backbones_conversations"].pair(f"{name}, {config}", ours, theirs, "same", group=group)
 
 
-def mce(tables: Tables) -> Iterator[verdicts.Comparison]:
+def mce(stored: Tables) -> Iterator[verdicts.Comparison]:
     """MCE's losses with BALM's gates and gradients, against each alone; digits."""
     for where, config in ((B, "Config B"), (A, "Config A")):
         for m in ("MCE", "+BALM"):
-            label = f"both against {m.removeprefix('+')}, {config}"
-            yield tables["settings_digits"].pair(label, ("MCE +BALM", where), (m, where), "same", claim="")
+            label = f"against {m.removeprefix('+')}, {config}"
+            options = {"claim": "", "group": "MCE with BALM minus one alone, digits"}
+            yield stored["settings_digits"].pair(label, ("MCE +BALM", where), (m, where), "same", **options)
 
 
-def constant(tables: Tables) -> Iterator[verdicts.Comparison]:
-    """Eq. 21 against coefficients that are bounded, constant or absent; digits, each optimizer with and without clip."""
+def constant(stored: Tables) -> Iterator[verdicts.Comparison]:
+    """Eq. 21 against coefficients that are bounded, constant or absent; digits, by optimizer and clipping."""
     for name in study.OPTIMIZERS:
         for clip, words in (("free", "no clipping"), ("clip", f"clipped at {study.TIGHT}")):
             for what in study.WHAT_IS_LEFT:
                 if what != "mu of Eq. 21":
                     ours, theirs = (name, "mu of Eq. 21", clip), (name, what, clip)
-                    yield tables["optimizers_digits"].pair(what, ours, theirs, "same", group=f"{name}, {words}")
+                    yield stored["optimizers_digits"].pair(what, ours, theirs, "same", group=f"{name}, {words}")
 
 
-def interpretations(tables: Tables) -> Iterator[verdicts.Comparison]:
+def interpretations(stored: Tables) -> Iterator[verdicts.Comparison]:
     """One step of BALM done differently, against the default; digits, Config B."""
-    table = tables["interpretations_digits"]
+    table = stored["interpretations_digits"]
     for (what,) in table.cells:
         if what != "paper":
             yield table.pair(what, (what,), ("paper",), "same", claim="")
 
 
-def cost(tables: Tables) -> float:
+def cost(stored: Tables) -> float:
     """The wall time of a training with BALM over that of its backbone, the median of the stored pairs."""
     ratios = []
     for name in ("settings_conversations", "settings_digits"):
-        table = tables[name]
-        stored = results.load_results(table.path).drop_duplicates("config_hash").set_index("config_hash")["seconds"]
+        table = stored[name]
+        seconds = results.load_results(table.path).drop_duplicates("config_hash").set_index("config_hash")["seconds"]
         for method, where in table.cells:
             if method == "+BALM":
                 pairs = zip(table.keys["+BALM", where], table.keys["backbone", where], strict=True)
-                ratios += [stored[a] / stored[b] for a, b in pairs if a in stored and b in stored]
+                ratios += [seconds[a] / seconds[b] for a, b in pairs if a in seconds and b in seconds]
     return float(np.median(ratios)) if ratios else float("nan")
+
+
+def networks(stored: Tables) -> Iterator[verdicts.Comparison]:
+    """Other networks, and MCE with BALM, as one family."""
+    yield from backbones(stored)
+    yield from mce(stored)
+
+
+def budget(stored: Tables) -> Iterator[verdicts.Comparison]:
+    """Learning rates and epochs as one family."""
+    yield from tuned(stored)
+    yield from longer(stored)
+
+
+FAMILIES: dict[str, Callable[[Tables], Iterable[verdicts.Comparison]]] = {
+    "averages": averages,
+    "central": central,
+    "subsets": subsets,
+    "calibration": calibration,
+    "shared": shared,
+    "parts": parts,
+    "rivals": rivals,
+    "networks": networks,
+    "budget": budget,
+    "constant": constant,
+    "interpretations": interpretations,
+}
+
+
+# --- What the pages show of them --------------------------------------------------------------------------------------
+
+
+def verdict(judged: dict[str, pd.DataFrame], stored: Tables) -> dict[str, str]:
+    """The top of both pages; ``judged`` has at least averages, calibration, parts and constant."""
+    alone = judged["calibration"].iloc[-1]
+    free = judged["constant"][judged["constant"]["group"].str.contains("no clipping")]
+    whole = "; ".join(f"{row['label']} {verdicts.sentence(row)}" for _, row in judged["averages"].iterrows())
+    least, most = sorted(f"{-x:.0f}" for x in (free["effect"].min(), free["effect"].max()))
+    return {
+        "BALM against its backbone": f"{whole}. The claim is that BALM is better",
+        "its parts": f"the gates alone {verdicts.sentence(alone)}; BALM against its halves and squared error "
+        f"{verdicts.tally(judged['parts'])}",
+        "its coefficients": f"without clipping they cost {least} to {most} points of accuracy on digits "
+        f"({verdicts.tally(free)}); clipping bounds the loss",
+        "cost": f"{cost(stored):.2f} times the training time of the backbone; nothing when the network is used, "
+        "but for the gates",
+        "use it when": "a comparison on your own validation data is in its favour; clip after `rebalance`, bound the "
+        "coefficients, and try the gates alone first",
+    }
+
+
+def scores(
+    stored: Tables, names: Iterable[str], methods: tuple[str, ...], caption: str, fold: bool = False
+) -> tables.Table:
+    """Mean scores over seeds under the rates of training: a row a setting, a column a method."""
+    found = {}
+    for name in names:
+        for where in dict.fromkeys(label[1] for label in stored[name].cells):
+            row = {m: stored[name].mean((m, where), "same") for m in methods if (m, where) in stored[name].cells}
+            found[f"{DATA.get(name, 'conversations')}, {where}"] = row
+    return tables.show(pd.DataFrame(found).T, caption, source="stored", formats=".1%", fold=fold)
+
+
+def rates_tried(stored: Tables) -> tables.Table:
+    """The validation scores at every learning rate."""
+    found = {}
+    for name in ("tuning_conversations", "tuning_digits", "tuning_avmnist"):
+        table, data = stored[name], name.removeprefix("tuning_").replace("avmnist", "AV-MNIST")
+        for method, where in dict.fromkeys(label[:2] for label in table.cells):
+            row = {f"{lr:g}": table.mean((method, where, str(lr)), "valid") for lr in study.RATES_TRIED}
+            found[f"{data}, {where}, {method}"] = row
+    frame = pd.DataFrame(found).T
+    caption = "Validation scores by learning rate, per cent"
+    return tables.show(frame, caption, source="stored", formats=".1%", best="max", by="row", fold=True)
+
+
+def printed_parts() -> pd.DataFrame:
+    """Tables 13 to 15 for MMGCN, accuracy, with the recovered +BALM."""
+    thirteen, rows = paper(13), {}
+    for number, corpus in zip((14, 15), CORPORA, strict=True):
+        for where in recovered().columns:
+            row = {f"+{m}": thirteen[corpus, where, f"+{m} Acc"] for m in ("BALM-D", "BALM-S")}
+            row["+BALM-M"] = paper(number)["MMGCN+BALM-M", where, "Acc"]
+            rows[f"{corpus}, {where}"] = {**row, "+BALM": recovered().loc[(corpus, "MMGCN+BALM"), where]}
+    return pd.DataFrame(rows).T
+
+
+def grids(stored: Tables) -> dict[str, tuple[np.ndarray, list[str], list[str]]]:
+    """Table 7 and ours: title -> scores over tau (rows) and rho (columns), and these."""
+    printed, table = paper(7), stored["fullgrid_conversations"]
+    taus, rhos = list(map(str, study.TAUS)), list(map(str, study.RHOS))
+    found = {}
+    for key in ("A", "B"):
+        part = printed[key].unstack()
+        found[f"paper, Config {key}"] = part.to_numpy(), list(part.index), list(part.columns)
+    for key, where in (("A", A), ("B", B)):
+        ours = [[100 * table.mean((where, t, r), "same").mean for r in rhos] for t in taus]
+        found[f"conversations, Config {key}"] = np.array(ours), taus, rhos
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -16,7 +17,14 @@ from mmlib import BALM, MultimodalDataset, backbones, coalitions, data, metrics,
 from mmlib.gradients import EncoderGradients
 from mmlib.training import History, TrainConfig, fit, predict, random_state
 
-__all__ = ["Live", "Trained", "travelled"]
+__all__ = ["BUDGET", "Live", "Trained", "directions", "embedded", "ends", "paths", "signal", "travelled"]
+
+BUDGET = {
+    "tiny": {"epochs": 1, "steps": 4, "points": 60},
+    "quick": {"epochs": 14, "steps": 25, "points": 220},
+    "book": {"epochs": 24, "steps": 100, "points": 400},
+    "paper": {"epochs": 80, "steps": 200, "points": 1000},
+}
 
 
 class Trained(NamedTuple):
@@ -213,3 +221,64 @@ def signal(watch: Watch, names: Sequence[str], rho: float) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
+
+
+def ends(trained: dict[tuple[str, str], Trained], names: Sequence[str]) -> pd.DataFrame:
+    """What the heads saw in the last third of every training, keys (name, config)."""
+    rows = []
+    for (name, where), run in trained.items():
+        kl, cosine = (run.watch.table(k)[-max(len(run.watch.steps) // 3, 1) :] for k in ("discrepancy", "cosine"))
+        gap = kl.mean(0)
+        rows.append(
+            {
+                "config": where,
+                "training": name,
+                **{f"KL {m}": v for m, v in zip(names, gap, strict=True)},
+                "widest KL gap": gap.max() - gap.min(),
+                "mean |cosine|": np.abs(cosine).mean(),
+                "learning balance": metrics.learning_balance(run.watch.table("rms_after")),
+            }
+        )
+    return pd.DataFrame(rows).sort_values(["config", "training"]).reset_index(drop=True)
+
+
+def embedded(
+    world: Live, trained: dict[tuple[str, str], Trained], modality: str, points: int
+) -> dict[tuple[str, str], tuple[np.ndarray, np.ndarray, float]]:
+    """t-SNE of the stages of backbone and BALM, Config B: (training, stage) -> points, classes, silhouette."""
+    from sklearn.manifold import TSNE
+    from sklearn.metrics import silhouette_score
+
+    found = {}
+    for name in ("backbone", "+BALM"):
+        stages, y = world.stages(trained[name, "B"].method, modality, points)
+        for stage, x in stages.items():
+            flat = TSNE(perplexity=min(20, len(x) // 4), max_iter=300, random_state=0, init="pca").fit_transform(x)
+            found[name, stage] = flat, y, float(silhouette_score(x, y))
+    return found
+
+
+def directions(method: BALM, batch: Any, names: Sequence[str], seed: int) -> pd.DataFrame:
+    """On one mini-batch: cosines of the output layers' weights and gradients, and what the release's noise leaves."""
+    method = copy.deepcopy(method).cpu().train()
+    plug, cosine = method.rebalancing, torch.nn.functional.cosine_similarity
+    assert plug is not None
+    losses, weight, heads = method(batch).losses, plug.output, plug.heads.weight
+    of_task = torch.autograd.grad(losses["task"], weight, retain_graph=True)[0].flatten()
+    of_heads = torch.autograd.grad(losses["unimodal"], heads, retain_graph=True)[0].flatten(1)
+    method.zero_grad()
+    losses["task"].backward()
+    joined = lambda: [torch.cat([g.flatten().clone() for g in gs]) for gs in plug.encoders.gradients()]
+    before = joined()
+    with random_state(seed):
+        plug.encoders.disturb(plug.encoders.spreads())
+    noisy = [cosine(a, b, dim=0).item() for a, b in zip(before, joined(), strict=True)]
+    return pd.DataFrame(
+        {
+            "cosine of weights": cosine(weight.flatten()[None], heads.flatten(1)).tolist(),
+            "random weights": weight.numel() ** -0.5,
+            "cosine of gradients": cosine(of_task[None], of_heads).tolist(),
+            "gradient with noise": noisy,
+        },
+        index=list(names),
+    )

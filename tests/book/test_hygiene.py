@@ -96,7 +96,6 @@ UNCONVERTED = {
     "book/foundations/data-and-metrics",
     "book/foundations/distances",
     "book/foundations/imbalance",
-    "book/methods/balm",
     "book/methods/dear",
     "book/methods/dream",
 }

@@ -217,3 +217,12 @@ def test_the_audit_of_dream_is_what_its_table_gives() -> None:
         assert (stored == pd.Series(row._asdict())).all(axis=1).sum() == 1, row.item
     words = set(stored["item"]) - set(computed["item"])
     assert len(words) == 4, "what the text says of an architecture or a clock"
+
+
+def test_the_audit_of_balm_is_what_its_tables_give() -> None:
+    from book.studies import balm_audit
+
+    columns = ["item", "printed", "recomputed", "severity", "note"]
+    stored = audit("BALM")[columns].sort_values("item").reset_index(drop=True)
+    computed = balm_audit.audit()[columns].sort_values("item").reset_index(drop=True)
+    pd.testing.assert_frame_equal(stored, computed)

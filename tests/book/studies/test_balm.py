@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from types import SimpleNamespace
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
 
 from book.drawings import balm as drawings
 from book.studies import balm as study
-from book.support import results
+from book.studies import balm_claims as claims
+from book.support import results, verdicts
 from mmlib.methods.released.balm import ReleasedBALMConfig
 
 pytestmark = pytest.mark.usefixtures("no_window")
@@ -53,9 +55,40 @@ def test_differences_of_noise_are_anticorrelated() -> None:
 
 def test_the_figures_draw() -> None:
     assert drawings.overview().axes
-    figure = drawings.curves({"one": watched([[1.0, 2.0]] * 12)}, ["audio", "vision"], {"mu": "coefficient"})
-    assert figure.axes[0].get_title() == "one"
-    assert figure.axes[0].get_ylabel() == "coefficient"
+    names = ["audio", "language", "vision"]
+    figure = drawings.coefficients(np.random.default_rng(0).normal(size=(12, 3)), names, 1.3)
+    assert [ax.get_title() for ax in figure.axes] == [*names, "all coefficients"]
+    grid = np.array([[1.0, np.nan], [2.0, 3.0]])
+    assert drawings.grids({"paper": (grid, ["0.1", "0.4"], ["1.0", "1.2"])}, columns=1).axes[0].get_xlabel() == "rho"
+
+
+def test_names_at_the_ends_of_curves_stay_apart() -> None:
+    figure, ax = plt.subplots()
+    ax.set_ylim(0, 1)
+    drawings.label_ends(ax, np.array([[0.0, 0.0, 0.0], [0.5, 0.501, 0.99]]), ["audio", "language", "vision"])
+    places = sorted(text.xy[1] for text in ax.texts)
+    assert [text.get_text() for text in ax.texts] == ["audio", "language", "vision"]
+    assert min(b - a for a, b in zip(places, places[1:], strict=False)) > 0.09
+    plt.close(figure)
+
+
+def test_a_mean_of_comparisons_keeps_seeds_and_samples() -> None:
+    ones = [verdicts.compare(str(k), np.full((3, 4), k), np.zeros((3, 4))) for k in (1.0, 3.0)]
+    mean = claims.mean_of(ones, "mean")
+    assert mean.label == "mean"
+    assert (mean.ours == 2.0).all()
+    assert mean.theirs.shape == (3, 4)
+    assert claims.mean_of([*ones, verdicts.compare("not run", None)], "mean").ours is None
+
+
+def test_every_family_of_claims_is_stored() -> None:
+    stored = claims.load(study.path("settings_digits").parent)
+    for name, make in claims.FAMILIES.items():
+        pairs = list(make(stored))
+        assert pairs, name
+        assert all(pair.ours is not None for pair in pairs), name
+    assert 1 < claims.cost(stored) < 2
+    assert set(claims.recovered().columns) == set(study.SETTINGS)
 
 
 def every_config() -> list[tuple[str, dict]]:

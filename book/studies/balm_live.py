@@ -17,14 +17,7 @@ from mmlib import BALM, MultimodalDataset, backbones, coalitions, data, metrics,
 from mmlib.gradients import EncoderGradients
 from mmlib.training import History, TrainConfig, fit, predict, random_state
 
-__all__ = ["BUDGET", "Live", "Trained", "directions", "embedded", "ends", "paths", "signal", "travelled"]
-
-BUDGET = {
-    "tiny": {"epochs": 1, "steps": 4, "points": 60},
-    "quick": {"epochs": 14, "steps": 25, "points": 220},
-    "book": {"epochs": 24, "steps": 100, "points": 400},
-    "paper": {"epochs": 80, "steps": 200, "points": 1000},
-}
+__all__ = ["Live", "Trained", "directions", "embedded", "ends", "paths", "signal", "travelled"]
 
 
 class Trained(NamedTuple):

@@ -10,9 +10,8 @@ import numpy as np
 from scipy import stats
 
 from book.support import results
-from mmlib import metrics
 
-__all__ = ["Binned", "Selective", "Stories", "binned", "rank", "selective_risk", "slope"]
+__all__ = ["Binned", "Selective", "Stories", "binned", "rank", "selective_risk", "slopes"]
 
 Array = np.ndarray
 
@@ -65,9 +64,9 @@ def selective_risk(score: Array, error: Array, points: int = 20) -> Selective:
     return Selective(at / len(s), risk[at - 1], float(risk.mean()))
 
 
-def slope(x: Sequence[float], runs: Array) -> metrics.Interval:
-    """The slope of a straight line through each run [seeds, len(x)], its mean over seeds with Student's interval."""
-    return metrics.t_interval([np.polyfit(np.asarray(x, float), run, 1)[0] for run in np.atleast_2d(runs)])
+def slopes(x: Sequence[float], runs: Array) -> Array:
+    """The slope of a straight line through each run [seeds, len(x)]; [seeds]."""
+    return np.array([np.polyfit(np.asarray(x, float), run, 1)[0] for run in np.atleast_2d(runs)])
 
 
 class Stories:

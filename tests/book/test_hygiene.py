@@ -96,7 +96,6 @@ UNCONVERTED = {
     "book/foundations/data-and-metrics",
     "book/foundations/distances",
     "book/foundations/imbalance",
-    "book/methods/dear",
     "book/methods/dream",
 }
 PRINTED = re.compile(r"print\([^\n]*(to_string\(|DataFrame\()|\bdisplay\(|^\s*show\(", re.M)

@@ -153,13 +153,6 @@ def test_selective_risk_by_hand() -> None:
         dear_checks.selective_risk(np.ones(3), np.ones(4))
 
 
-def test_slopes_over_seeds() -> None:
-    x = np.array([0.0, 1, 2])
-    found = dear_checks.slope(x, np.stack([1 + 2 * x, 3 + 4 * x]))
-    assert found.mean == pytest.approx(3)
-    assert found.n == 2
-
-
 def test_stories_are_read_as_far_as_they_are_stored(tmp_path: Path) -> None:
     config = small("reliability", 0)
     path = tmp_path / "dear-reliability.csv"

@@ -21,6 +21,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from book.support import downloads
 from mmlib.files import atomic_write
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -195,6 +196,9 @@ def html(sources: Path = SOURCES, output: Path = ROOT) -> Path:
     # Jupyter Book's own redirect names no icon, so that browsers ask the host for /favicon.ico; this one has an
     # empty icon, since it is left before another could be fetched.
     index.write_text(REDIRECT.format(page=f"{contents(sources)[0]}.html"))
+    for page in contents(sources):
+        if (notebook := sources / f"{page}.ipynb").exists():
+            downloads.pack(notebook, f"{page}.ipynb", index.parent / "_downloads" / f"{page}.zip")
     return index
 
 

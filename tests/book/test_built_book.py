@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import threading
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from book.support import build
+from book.support import build, downloads
 
 # What sphinx-book-theme 1.x says of itself on every page.
 THEME = ("THEBE_JS_URL", "Got invalid theme mode")
@@ -189,15 +190,16 @@ def test_dark_pages_keep_figures_on_a_light_card(address: str, browser: Any) -> 
         assert not wrong
 
 
-def test_the_download_button_downloads_the_notebook(address: str, browser: Any) -> None:
+def test_the_download_button_downloads_what_runs(address: str, browser: Any) -> None:
     with opened(browser, address, DESKTOP) as (page, wrong):
         page.goto(f"{address}/{SHAPLEY}")
         settle(page)
         page.locator(".dropdown-download-buttons > button").click()
         with page.expect_download() as download:
             page.locator(".btn-download-source-button").click()
-        assert download.value.suggested_filename == "shapley-values.ipynb"
-        notebook = json.loads(Path(download.value.path()).read_text())
+        assert download.value.suggested_filename == "shapley-values.zip"
+        with zipfile.ZipFile(download.value.path()) as archive:
+            notebook = json.loads(archive.read(f"{downloads.FOLDER}/book/foundations/shapley-values.ipynb"))
         assert notebook["nbformat"] == 4
         assert page.url.endswith(SHAPLEY)
         assert not wrong

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -65,4 +65,24 @@ def credited(images: Sequence[Any], titles: Sequence[str], pss: Any, pas: Any, n
         ax.set_xticklabels(names, rotation=20)
     axes[-1, 0].set_ylabel("score")
     axes[-1, 0].legend(loc="upper right")
+    return figure
+
+
+def settings(stored: Mapping[str, Any], modalities: Mapping[str, Sequence[str]], conditions: Mapping[str, Any]) -> Any:
+    """Means with their intervals over seeds, a line a setting: a row of panels a data set, a panel a condition."""
+    figure, axes = figures.figure("page", rows=len(stored), columns=4, sharey=True)
+    for row, (where, table) in zip(axes, stored.items(), strict=True):
+        columns = [*(f"{m} alone" for m in modalities[where]), "own rates"]
+        for ax, column in zip(row, columns, strict=True):
+            shade = figures.INK if column == "own rates" else figures.colour(column.removesuffix(" alone"))
+            found = [table.mean(cell, conditions[where][column]) for cell in table.cells]
+            for y, mean in enumerate(found):
+                ax.plot([100 * mean.low, 100 * mean.high], [y, y], color=shade)
+                ax.plot(100 * mean.mean, y, "o", color=shade)
+            ax.set_title(column)
+            ax.grid(True, axis="x")
+        row[0].set_yticks(range(len(table.cells)), [cell[0] for cell in table.cells])
+        row[0].set_ylabel(f"{where}: rates of\n{', '.join(modalities[where])}")
+    axes[0, 0].invert_yaxis()
+    figure.supxlabel("accuracy (%)", fontsize=10)
     return figure

@@ -7,12 +7,14 @@ Each function gives a table's cells: a label per axis -> the configs of that cel
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
-from book.support import experiments, results
+from book.support import experiments, results, verdicts
+from book.support.stored import Stored
 from book.support.sweep import Cells, Config, Sweep
 from mmlib.baselines import JointTraining
 from mmlib.gradients import EncoderGradients
@@ -113,6 +115,42 @@ def remedies_digits() -> Cells:
         (remedy,): [_config("digits", REMEDY_RATES, seed, method, options, train) for seed in SEEDS]
         for remedy, (method, options, train) in REMEDIES.items()
     }
+
+
+def shared_claims(table: Stored, modalities: Sequence[str], where: str) -> list[verdicts.Comparison]:
+    """What the page claims of shared and unequal rates, from a table of `shared_digits` or `shared_mfeat`."""
+    shared, unequal = [name_of(SHARED)], [name_of(rates) for rates in SETTINGS]
+    at = lambda label, rate: modalities[label.split().index(rate)]  # the modality that is missing at this rate
+    rare, common = (lambda label: [at(label, ".7")]), (lambda label: [at(label, ".3")])
+    subsets, alone = list(experiments.subsets(modalities)), list(modalities)
+    first, last = modalities[0], modalities[-1]
+    keep_first, keep_last = ([s for s in unequal if at(s, ".3") == m] for m in (first, last))
+    complete, own = subsets[-1:], ["own rates"]
+    claims = {
+        "shared > unequal: complete samples": (shared, complete, unequal, complete),
+        "shared > unequal: mean of subsets": (shared, subsets, unequal, subsets),
+        "shared > unequal: rarest modality alone": (shared, alone, unequal, rare),
+        "unequal > shared: most present one alone": (unequal, common, shared, alone),
+        "unequal > shared: under their own rates": (unequal, own, shared, own),
+        f"{first} at .3 > {last} at .3: mean of subsets": (keep_first, subsets, keep_last, subsets),
+        f"{first} at .3 > {last} at .3: own rates": (keep_first, own, keep_last, own),
+    }
+    return [
+        verdicts.compare(words, _pooled(table, one, here), _pooled(table, two, there), group=where)
+        for words, (one, here, two, there) in claims.items()
+    ]
+
+
+def _pooled(table: Stored, settings: Sequence[str], conditions: Any) -> np.ndarray | None:
+    """How often each sample is right [seeds, samples], on average over settings, on which the conditions may depend."""
+    seeds = []
+    for k in range(len(SEEDS)):
+        of = [table.right(table.keys[s,][k], conditions(s) if callable(conditions) else conditions) for s in settings]
+        right = [x for x in of if x is not None]
+        if len(right) < len(of):
+            return None
+        seeds.append(np.mean(right, axis=0))
+    return np.stack(seeds)
 
 
 TABLES: dict[str, Callable[[], Cells]] = {

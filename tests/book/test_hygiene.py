@@ -95,7 +95,6 @@ def test_pictures_have_an_alternative_text(chapter: Path) -> None:
 UNCONVERTED = {
     "book/foundations/data-and-metrics",
     "book/foundations/distances",
-    "book/foundations/imbalance",
     "book/methods/dream",
 }
 PRINTED = re.compile(r"print\([^\n]*(to_string\(|DataFrame\()|\bdisplay\(|^\s*show\(", re.M)

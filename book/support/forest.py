@@ -47,9 +47,9 @@ def plot(judged: pd.DataFrame, alt: str, *, unit: str = "", better: str = "", co
     if columns > 1 and len({tuple(part["label"]) for _, part in panels}) > 1:
         raise ValueError("columns: panels beside each other need the same labels in the same order")
     most = [max(len(part) for _, part in panels[i : i + columns]) for i in range(0, len(panels), columns)]
-    heights = [ROW * n + 0.75 for n in most]
+    heights = [ROW * n + 0.6 for n in most]
     figure, axes = plt.subplots(
-        rows, columns, figsize=(WIDTH, sum(heights) + 0.3), squeeze=False, height_ratios=heights, layout="constrained"
+        rows, columns, figsize=(WIDTH, sum(heights) + 0.5), squeeze=False, height_ratios=heights, layout="constrained"
     )
     for place, ax in enumerate(axes.flat):
         if place >= len(panels):
@@ -60,7 +60,8 @@ def plot(judged: pd.DataFrame, alt: str, *, unit: str = "", better: str = "", co
         title = str(name) if len(panels) > 1 or by == "group" else ""
         ax.set_title(title, fontsize=11, loc="left", weight="bold")
         label = _axis_label(part, unit, better)
-        if columns == 1:
+        below = panels[place + 1][1] if place + 1 < len(panels) else None
+        if columns == 1 and (below is None or _axis_label(below, unit, better) != label):
             ax.set_xlabel(label, fontsize=10)
     if columns > 1:  # one for all, since they would run into each other
         figure.supxlabel(label, fontsize=10)

@@ -86,3 +86,23 @@ def settings(stored: Mapping[str, Any], modalities: Mapping[str, Sequence[str]],
     axes[0, 0].invert_yaxis()
     figure.supxlabel("accuracy (%)", fontsize=10)
     return figure
+
+
+def repairs(table: Any, columns: Mapping[str, str]) -> Any:
+    """A line a row of ``table``, sorted by the first of ``columns``; a panel a column: its name -> its title."""
+    first, *_ = columns
+    ordered = table.sort_values(first)
+    figure, axes = figures.figure("tall", columns=len(columns), sharey=True)
+    for ax, (column, title) in zip(axes, columns.items(), strict=True):
+        shade = figures.INK if column == first else figures.BLUE
+        ax.barh(range(len(ordered)), ordered[column], 0.6, color=shade)
+        for y, value in enumerate(ordered[column]):
+            text = f"{value:.0f}" if value >= 10 else f"{value:.2f}"
+            ax.annotate(text, (max(value, 0), y), (3, 0), textcoords="offset points", va="center")
+        ax.set_title(title.replace(", ", ",\n"), fontsize=10)
+        ax.set_xlim(0, 1.45 * float(ordered[column].max()))
+        ax.set_xticks([])
+        ax.spines["bottom"].set_visible(False)
+    axes[0].set_yticks(range(len(ordered)), list(ordered.index))
+    axes[0].invert_yaxis()
+    return figure

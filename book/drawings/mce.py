@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["EXAMPLE_COUNTS", "EXAMPLE_RIGHT", "EXAMPLE_UPPER", "example_presence", "example_sample", "one_sample"]
 __all__ += ["overview", "updates"]
 
+WIDE = 1.25  # the overview is stretched by it, so that words fit into the boxes
 EXAMPLE_COUNTS = (10, 8, 5, 2)  # the paper's Figure 2: how many of ten samples have each modality
 # One sample with four modalities of which the second is missing. Which coalitions of the others get it right:
 EXAMPLE_RIGHT = ((0,), (0, 2), (0, 3), (2, 3), (0, 2, 3))
@@ -48,6 +49,7 @@ def overview() -> Figure:
         "sub": (7.35, 0, "$L_{sub}$\nevery subset $S$"),
         "task": (9.45, 0, "$L_{task}$\nall that is there"),
     }
+    nodes = {name: (WIDE * x, y, text) for name, (x, y, text) in nodes.items()}
     diagnosis, treatment = figures.GREEN, figures.BLUE
     colours = dict.fromkeys(("A", "U", "incentive", "B", "phi", "v"), diagnosis)
     colours |= dict.fromkeys(("reconstruct", "single", "aux", "sub"), treatment)
@@ -56,22 +58,24 @@ def overview() -> Figure:
         ("decode", "sub"), ("decode", "v"), ("v", "phi"), ("phi", "B"), ("U", "B"), ("A", "incentive"),
         ("B", "incentive"), ("encode", "single"), ("reconstruct", "aux"),
     ]  # fmt: skip
-    figures.boxes(nodes, arrows, ax=ax, colours=colours, width=1.84, height=0.8)
+    figures.boxes(nodes, arrows, ax=ax, colours=colours, width=1.84 * WIDE, height=0.9)
     ax.add_patch(
-        FancyBboxPatch((2.1, -0.52), 6.3, 1.04, boxstyle="round,pad=0.02,rounding_size=0.12", fill=False,
+        FancyBboxPatch((2.1 * WIDE, -0.57), 6.3 * WIDE, 1.14, boxstyle="round,pad=0.02,rounding_size=0.12", fill=False,
                        edgecolor=treatment, linestyle=(0, (4, 3)), linewidth=1.2)
     )  # fmt: skip
     ax.plot([0, 0], [3.56, 0], color=diagnosis, linewidth=1.6, linestyle="--")
     ax.add_patch(
-        FancyArrowPatch((0, 0), (2.12, 0), arrowstyle="-|>", mutation_scale=12, color=diagnosis, lw=1.6,
+        FancyArrowPatch((0, 0), (2.12 * WIDE, 0), arrowstyle="-|>", mutation_scale=12, color=diagnosis, lw=1.6,
                         linestyle="--", shrinkA=0, shrinkB=1)
     )  # fmt: skip
     ax.text(0.12, 0.12, "weighs $L_{single}$\nand $L_{aux}$", color=diagnosis, fontsize=10, va="bottom")
-    ax.text(4.6, 5.3, "LCE diagnoses: who is rare, who is under-used?", color=diagnosis, weight="bold", fontsize=10,
-            va="center")  # fmt: skip
-    ax.text(2.1, -0.62, "RCE treats: every feature useful alone, in every subset, and recoverable",
-            color=treatment, weight="bold", fontsize=10, va="top")  # fmt: skip
-    ax.set(xlim=(-1.1, 10.55), ylim=(-1.1, 5.9), title="MCE around a model that encodes, fuses and decodes")
+    title = {"weight": "bold", "fontsize": 10}
+    ax.text(4.6 * WIDE, 5.3, "LCE diagnoses: who is rare, who is under-used?", color=diagnosis, va="center", **title)
+    ax.text(2.1 * WIDE, -0.7, "RCE treats: every feature useful alone, in every subset, and recoverable",
+            color=treatment, va="top", **title)  # fmt: skip
+    ax.set(
+        xlim=(-1.1 * WIDE, 10.55 * WIDE), ylim=(-1.2, 5.9), title="MCE around a model that encodes, fuses and decodes"
+    )
     return fig
 
 

@@ -62,6 +62,7 @@ def cycle(table: pd.DataFrame, rates: Mapping[str, float]) -> Figure:
     pair = {k: table[k].tolist() for k in ("in the joint network", "its own network")}
     shades = dict(zip(pair, (figures.GREY, figures.GREEN), strict=True))
     figures.bars(pair, names, ax=axes[1], title="What it knows", ylabel="accuracy alone (test)", colours=shades)
+    axes[1].set_ylim(0, 1.02)
     return fig
 
 

@@ -137,7 +137,7 @@ def _table2() -> list[Any]:
             "Table 2: marks of rows j and m differ",
             "yes",
             f"both {both['j']}",
-            marks["j"] != marks["m"],
+            both["j"] != both["m"],
             note="the prose says that row j is B without A",
         ),
     ]

@@ -136,7 +136,8 @@ def _slim(written: str) -> str:
     body = re.sub(r"<metadata>.*?</metadata>\s*", "", body, flags=re.S)
     body = re.sub(r"<!--.*?-->\s*", "", body, flags=re.S)
     body = re.sub(r'<g id="[^"]*">', "<g>", body)
-    return re.sub(r"(\d+\.\d\d)\d+", r"\1", body)
+    shorter = lambda tag: re.sub(r"(\d+\.\d\d)\d+", r"\1", tag[0])
+    return re.sub(r"<[^>]*>", shorter, body)  # coordinates, not what is written
 
 
 def _inked(body: str) -> str:

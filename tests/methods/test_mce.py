@@ -470,31 +470,3 @@ class _StopAtBatch:
     def on_batch(self, state):
         if state.epoch == self._epoch:
             raise KeyboardInterrupt
-
-
-@pytest.mark.slow
-def test_the_runner_trains_mce_with_its_bounds():
-    from book.support.experiments import subsets, train_and_score
-
-    config = {
-        "data": "digits",
-        "method": "MCE",
-        "method_options": {"hidden": 32},
-        "backbone_options": {"width": 32},
-        "train_plan": {"kind": "exact_count", "rates": [0.2, 0.5, 0.8]},
-        "conditions": "subsets",
-        "train": {"epochs": 8},
-    }
-    rows = {row["condition"]: row["value"] for row in train_and_score(config)}
-    assert set(rows) == {"valid", *subsets(["left", "right", "projection"])}
-    assert rows["left+right+projection"] > 0.5
-    again = {row["condition"]: row["value"] for row in train_and_score(config)}  # with the bounds kept from before
-    assert again == rows
-    complete = {**config, "method_options": {"hidden": 32, "upper_bounds": "complete"}}
-    other = {row["condition"]: row["value"] for row in train_and_score(complete)}
-    assert other != rows
-    steps = {**config, "method_options": {"hidden": 32, "upper_bounds": "steps"}}
-    longer = {row["condition"]: row["value"] for row in train_and_score(steps)}
-    assert longer not in (rows, other)
-    with pytest.raises(ValueError, match="upper_bounds"):
-        train_and_score({**config, "method_options": {"upper_bounds": "none"}})

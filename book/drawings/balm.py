@@ -156,9 +156,9 @@ def problem(watch: Watch, names: Sequence[str], width: int = 20) -> Figure:
     fig, axes = figures.figure("wide", columns=2)
     for ax, what, title in (
         (axes[0], "discrepancy", "KL to the fused prediction"),
-        (axes[1], "rms_before", "gradient of the encoder, RMS"),
+        (axes[1], "rms_before", "gradient of the encoder, 1000 RMS"),
     ):
-        series = watch.table(what)
+        series = watch.table(what) * (1000 if what == "rms_before" else 1)
         curve_panel(ax, series, names, width, title)
         label_ends(ax, np.stack([smooth(series[:, m], width) for m in range(len(names))], 1), names)
         ax.set_xlabel("training step")

@@ -105,7 +105,8 @@ def central(stored: Tables) -> Iterator[verdicts.Comparison]:
 def averages(stored: Tables) -> list[verdicts.Comparison]:
     """The averages of `central` alone: a claim a data set."""
     pairs = [mean_of(settings(stored, name), DATA[name]) for name in DATA]
-    return [dataclasses.replace(pair, group="") for pair in pairs]
+    words = {"accuracy": "accuracy", "f1_non0": "weighted F1 of the sign"}
+    return [dataclasses.replace(pair, group=words[pair.metric]) for pair in pairs]
 
 
 def best_rates(stored: Tables, name: str) -> dict[tuple[str, str], str]:

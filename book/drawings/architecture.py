@@ -29,8 +29,8 @@ PLACES: dict[str, tuple[float, float]] = {  # an import goes to a lower box, or 
     "batch": (3.0, 1.4),
     "missing": (8.9, 3.4),
     "training": (8.9, 7.8),
-    "statistics": (6.1, 7.8),
-    "metrics": (6.1, 6.6),
+    "statistics": (6.4, 7.8),
+    "metrics": (6.4, 6.6),
     "checkpoint": (11.6, 7.8),
     "data": (11.6, 6.6),
 }
@@ -67,13 +67,13 @@ CHAPTERS: dict[str, tuple[float, float, str]] = {
     "missing-modalities": (0.0, 4.7, "1 Missing\nmodalities"),
     "imbalance": (3.2, 6.2, "2 Imbalance"),
     "shapley-values": (3.2, 4.7, "3 Shapley\nvalues"),
-    "distances": (3.2, 3.2, "4 Distances"),
-    "data-and-metrics": (3.2, 2.0, "5 Data and\nmetrics"),
+    "distances": (3.2, 3.3, "4 Distances"),
+    "data-and-metrics": (3.2, 1.8, "5 Data and\nmetrics"),
     "balm": (6.4, 6.2, "9 BALM"),
     "mce": (6.4, 5.2, "6 MCE"),
     "dream": (6.4, 4.2, "7 DREAM"),
-    "dear": (6.4, 3.2, "8 DEAR"),
-    "evidence": (9.6, 4.2, "evidence,\na page a paper"),
+    "dear": (6.4, 3.3, "8 DEAR"),
+    "evidence": (9.6, 3.3, "evidence,\na page a paper"),
 }
 BEFORE = {
     **dict.fromkeys(("imbalance", "shapley-values", "distances", "data-and-metrics"), ("missing-modalities",)),
@@ -179,7 +179,7 @@ def chapters() -> Figure:
     for x, y, text in CHAPTERS.values():
         edge = {0.0: figures.AMBER, 3.2: figures.AMBER, 6.4: figures.BLUE}.get(x, figures.GREEN)
         _box(ax, x, y, text, edge)
-    return _framed(fig, ax, (-1.4, 11.0), (1.6, 6.6))
+    return _framed(fig, ax, (-1.4, 11.0), (1.4, 6.6))
 
 
 def _box(ax: Axes, x: float, y: float, text: str, edge: str) -> None:

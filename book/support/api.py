@@ -7,8 +7,11 @@ between single backticks for references.
 
 from __future__ import annotations
 
+import inspect
 import re
 from typing import Any
+
+from sphinx.util.inspect import stringify_signature
 
 ITEM = re.compile(r"^([A-Za-z_][\w.\[\], *]*?) : (\S.*)$")
 SPAN = re.compile(r"(``[^`]+``|`[^`]+`|\$[^$]+\$|:[a-z:]+:`[^`]+`)")
@@ -86,7 +89,16 @@ def _signature(app: Any, what: str, name: str, obj: Any, options: Any, arguments
             text = text.replace(old, new) if text else text
         return re.sub(r"\b(collections\.abc|typing|mmlib\.missing(?=\.Data))\.", "", text) if text else text
 
+    if what == "class" and arguments and arguments.startswith("(*args"):
+        arguments = _own(obj)
     return plain(arguments), plain(returns)
+
+
+def _own(kind: type) -> str:
+    """What ``__init__`` takes, of a class whose ``__new__`` only picks a subclass (`mmlib.methods.MCE` and others)."""
+    signature = inspect.signature(kind.__init__)  # type: ignore[misc]
+    own = [p for name, p in signature.parameters.items() if name != "self"]
+    return stringify_signature(signature.replace(parameters=own, return_annotation=signature.empty))
 
 
 def _skip(app: Any, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:

@@ -63,9 +63,7 @@ def plot(judged: pd.DataFrame, alt: str, *, unit: str = "", better: str = "", co
         below = panels[place + 1][1] if place + 1 < len(panels) else None
         if columns == 1 and (below is None or _axis_label(below, unit, better) != label):
             ax.set_xlabel(label, fontsize=10)
-    if columns > 1:  # one for all, since they would run into each other
-        figure.supxlabel(label, fontsize=10)
-    _key(figure, judged)
+    _key(figure, judged, label if columns > 1 else "")  # beside each other the labels would run together
     return vector.svg(figure, alt, text=_text(judged))
 
 
@@ -123,8 +121,8 @@ def _line(ax: Axes, y: int, row: Any, figures: bool) -> None:
         ax.plot(row["paper"], y, "D", color=PAPER, mfc="none", mew=1.6, ms=6)
 
 
-def _key(figure: Any, judged: pd.DataFrame) -> None:
-    """What the shapes mean, of those that occur, in one line below."""
+def _key(figure: Any, judged: pd.DataFrame, title: str) -> None:
+    """What the shapes mean, of those that occur, in one line below; above it the axes' common label."""
     from matplotlib.lines import Line2D
 
     handles = []
@@ -138,7 +136,16 @@ def _key(figure: Any, judged: pd.DataFrame) -> None:
     if judged["paper"].notna().any():
         handles.append(Line2D([], [], color=PAPER, marker="D", mfc="none", mew=1.6, lw=0, label="paper"))
     handles.append(Line2D([], [], color="#3f7fd6", alpha=0.3, lw=8, label="band of equivalence"))
-    figure.legend(handles=handles, loc="outside lower left", ncols=min(len(handles), 4), fontsize=10, frameon=False)
+    figure.legend(
+        handles=handles,
+        loc="outside lower left",
+        ncols=min(len(handles), 4),
+        fontsize=10,
+        frameon=False,
+        title=title or None,
+        title_fontsize=10,
+        alignment="left",
+    )
 
 
 def _text(judged: pd.DataFrame) -> str:

@@ -124,7 +124,7 @@ def repaired(loss: str, steps: int = 300, seed: int = 0) -> Repair:
 def toy(original: Tensor, noisy: Tensor, repairs: Mapping[str, Repair]) -> Figure:
     """The originals, what arrives, and both repairs; colours are the original's cluster."""
     fig, axes = figures.figure("wide", columns=4, sharex=True, sharey=True)
-    title = lambda how, r: f"{how}\nerror {r.mse:.2f}, MMD² {r.mmd:.2f}"
+    title = lambda how, r: f"{how}\nerror {r.mse:.2f}\nMMD² {r.mmd:.2f}"
     shown = {"original": original, "arrives": noisy}
     for how, loss in (("by squared error", "mse"), ("by MMD", "mmd")):
         shown[title(how, repairs[loss])] = repairs[loss].x
@@ -212,7 +212,7 @@ def bound(rows: Sequence[Mapping[str, float]]) -> Figure:
     axes[1].annotate("last", (square[-1], gap[-1]), (6, 0), textcoords="offset points", va="center", fontsize=10)
     axes[1].set(xlabel="MMD²", ylabel="target - source risk", title="an epoch each")
     axes[1].text(
-        0.98, 0.97, f"rank correlation {ranks:+.2f}\n(with the target risk {with_target:+.2f})",
+        0.98, 0.8, f"rank correlation {ranks:+.2f}\n(with the target risk {with_target:+.2f})",
         transform=axes[1].transAxes, ha="right", va="top", fontsize=10,
     )  # fmt: skip
     axes[1].grid(True)
@@ -310,7 +310,8 @@ def calibration(told: Tables) -> Figure:
             bins = [dear_checks.binned(one.ravel(), other.ravel()) for one, other in zip(d, e, strict=True)]
             x, y = np.mean([b.difficulty for b in bins], 0), np.mean([b.error for b in bins], 0)
             ax.plot(x, y, color=figures.colour(m), ls=dash, alpha=alpha, marker="o", ms=3)
-            ax.annotate(words, (x[-1], y[-1]), (0, 8), textcoords="offset points", ha="center", fontsize=10)
+            end = -1 if name == "DEAR" else 0
+            ax.annotate(words, (x[end], y[end]), (0, 8), textcoords="offset points", ha="center", fontsize=10)
             top = max(top, x.max(), y.max())
         ax.plot([0, top], [0, top], color=GREY, ls=":", lw=1)
         ax.margins(0.12)

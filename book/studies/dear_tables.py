@@ -31,6 +31,8 @@ __all__ = ["BERT", "BEST", "FORMATS", "FOUR", "SOURCES", "TWO", "Tables", "print
 TWO = {"F1": "f1_non0", "MAE": "mae"}
 FOUR = {"Acc-7": "acc7", "F1": "f1_non0", "MAE": "mae", "Corr": "corr"}
 SIX = {"Acc-7": "acc7", "Acc-5": "acc5", "Acc-2": "acc2_non0", "F1": "f1_non0", "MAE": "mae", "Corr": "corr"}
+SCORES = {"acc7": "Acc-7", "acc5": "Acc-5", "acc2_has0": "Acc-2 has0", "acc2_non0": "Acc-2 non0",
+          "f1_has0": "F1 has0", "f1_non0": "F1 non0", "mae": "MAE", "corr": "Corr"}  # fmt: skip
 FORMATS = {name: ".3f" if name in ("MAE", "Corr") else ".1%" for name in SIX}
 BEST = {name: "min" if name == "MAE" else "max" for name in SIX}
 SOURCES = {
@@ -166,7 +168,8 @@ class Tables:
         pairs, look = [], _named("MAE")
         for source in ("synthetic", "mosi text and audio"):
             label = {m: (source, m, str(self.best_rate(source, m))) for m in study.METHODS}
-            group = f"{source}, each at its best learning rate"
+            words = "synthetic" if source == "synthetic" else SOURCES["table1_mosi"]
+            group = f"{words}, each at its best learning rate"
             pairs += [stored.pair(m, label["DEAR"], label[m], "r=0.5", group=group, **look) for m in RIVALS]
         both = ("DEAR", epochs), ("joint training", epochs)
         group = "synthetic, three times the epochs"
@@ -387,7 +390,7 @@ class Tables:
                 continue
             wide = mine.pivot(index=["metric", "seed"], columns="condition", values="value")
             gain = (wide["best on test"] - wide["chosen on validation"]).groupby("metric").mean()
-            rows[name] = {k: gain[k] if k in ("mae", "corr") else 100 * gain[k] for k in gain.index}
+            rows[name] = {SCORES[k]: gain[k] if k in ("mae", "corr") else 100 * gain[k] for k in SCORES if k in gain}
         return pd.DataFrame(rows).T
 
     def seconds(self) -> dict[str, float]:
@@ -418,7 +421,8 @@ class Tables:
         rank = self.row(self.ranking, "language", "d and e, beta = .3")
         seconds, variants = self.seconds(), self.variants
         good = variants[(variants["verdict"] == "supported") & (variants["metric"] == "F1")]
-        said = "; ".join(f"DEAR over DEAR {r['label']}, F1 {verdicts.sentence(r)}" for _, r in good.iterrows())
+        without = lambda r: r["label"].replace("w/o", "without")
+        said = "; ".join(f"DEAR over itself {without(r)}, F1 {verdicts.sentence(r)}" for _, r in good.iterrows())
         ratio = seconds["DEAR"] / seconds["joint training"]
         return {
             "supported": said or "no comparison, on our analogues",

@@ -50,7 +50,6 @@ __all__ = [
     "check_all",
     "check_known",
     "check_options",
-    "from_preset",
     "option",
     "shown",
 ]
@@ -331,12 +330,3 @@ def check_all(checks: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     """Call a check for each of some arguments; ``given`` is mostly ``locals()`` at a function's first line."""
     for name, check in checks.items():
         check(name, given[name])
-
-
-def from_preset(
-    kind: type[Any], presets: Mapping[str, Mapping[str, Any]], preset: str, options: Mapping[str, Any]
-) -> Any:
-    """The configuration of a preset (a set of options by name), with ``options`` over it."""
-    OneOf(*presets)("preset", preset)
-    check_known("options", options, [field.name for field in dataclasses.fields(kind)], "options")
-    return kind(**{**presets[preset], **options})

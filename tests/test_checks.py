@@ -28,7 +28,6 @@ from mmlib.checks import (
     check_all,
     check_known,
     check_options,
-    from_preset,
     option,
 )
 
@@ -203,21 +202,3 @@ def test_all_arguments_of_a_function() -> None:
     load(3, note="not checked")
     with pytest.raises(TypeError, match="^on: expected True or False, got 1"):
         load(3, on=1)  # type: ignore[arg-type]
-
-
-def test_a_configuration_from_a_reading_and_options() -> None:
-    @dataclass(frozen=True)
-    class Config:
-        width: int = option(3, Whole(1))
-        deep: bool = option(False, Flag())
-
-        def __post_init__(self) -> None:
-            check_options(self)
-
-    readings = {"paper": {}, "released": {"width": 5}}
-    assert from_preset(Config, readings, "released", {"deep": True}) == Config(5, True)
-    assert from_preset(Config, readings, "released", {"width": 7}) == Config(7)
-    with pytest.raises(ValueError, match="preset: expected 'paper' or 'released', got 'code'"):
-        from_preset(Config, readings, "code", {})
-    with pytest.raises(ValueError, match=r"options: unknown options \['height'\]; known are \['width', 'deep'\]"):
-        from_preset(Config, readings, "paper", {"height": 1})

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 __all__ = ["EXAMPLE_COUNTS", "EXAMPLE_RIGHT", "EXAMPLE_UPPER", "example_presence", "example_sample", "one_sample"]
 __all__ += ["overview", "updates"]
 
-WIDE = 1.25  # the overview is stretched by it, so that words fit into the boxes
 EXAMPLE_COUNTS = (10, 8, 5, 2)  # the paper's Figure 2: how many of ten samples have each modality
 # One sample with four modalities of which the second is missing. Which coalitions of the others get it right:
 EXAMPLE_RIGHT = ((0,), (0, 2), (0, 3), (2, 3), (0, 2, 3))
@@ -34,22 +33,21 @@ def overview() -> Figure:
     fig, ax = figures.figure("page")
     fig.set_figheight(4.7)
     nodes = {
-        "A": (0, 5.3, "rate factor $A_m$\nof the data set"),
-        "U": (2.1, 5.3, "upper bound $U_m$\nof frozen models"),
+        "A": (0, 5.3, "rate factor\n$A_m$"),
+        "U": (2.1, 5.3, "upper bound\n$U_m$"),
         "incentive": (0, 4, "incentive\n$A_m B_m$"),
-        "B": (2.1, 4, "state factor $B_m$\n$[U_m-\\phi_m]_+/N_m$"),
+        "B": (2.1, 4, "state factor\n$B_m$"),
         "phi": (5.25, 4, "Shapley value\n$\\phi_m$"),
         "v": (8.4, 4, "right from $S$?\n$v_n(S)$"),
         "batch": (2.1, 2, "batch\nfeatures $x_m$"),
-        "encode": (4.2, 2, "encoders\n$h_m$, 0 if absent"),
+        "encode": (4.2, 2, "encoders\n$h_m$"),
         "reconstruct": (6.3, 2, "reconstruction\n$h'_m$"),
-        "decode": (8.4, 2, "fusion, decoder\n$\\hat y$ of any subset"),
-        "single": (3.15, 0, "$L_{single}$\nfrom $h_m$ alone"),
-        "aux": (5.25, 0, "$L_{aux}$\n$h'_m$ close to $h_m$"),
-        "sub": (7.35, 0, "$L_{sub}$\nevery subset $S$"),
-        "task": (9.45, 0, "$L_{task}$\nall that is there"),
+        "decode": (8.4, 2, "fuse, decode\n$\\hat y$ from $S$"),
+        "single": (3.15, 0, "$L_{single}$\n$h_m$ alone"),
+        "aux": (5.25, 0, "$L_{aux}$\n$h'_m \\approx h_m$"),
+        "sub": (7.35, 0, "$L_{sub}$\nevery $S$"),
+        "task": (9.45, 0, "$L_{task}$\nall there is"),
     }
-    nodes = {name: (WIDE * x, y, text) for name, (x, y, text) in nodes.items()}
     diagnosis, treatment = figures.GREEN, figures.BLUE
     colours = dict.fromkeys(("A", "U", "incentive", "B", "phi", "v"), diagnosis)
     colours |= dict.fromkeys(("reconstruct", "single", "aux", "sub"), treatment)
@@ -58,24 +56,22 @@ def overview() -> Figure:
         ("decode", "sub"), ("decode", "v"), ("v", "phi"), ("phi", "B"), ("U", "B"), ("A", "incentive"),
         ("B", "incentive"), ("encode", "single"), ("reconstruct", "aux"),
     ]  # fmt: skip
-    figures.boxes(nodes, arrows, ax=ax, colours=colours, width=1.84 * WIDE, height=0.9)
+    figures.boxes(nodes, arrows, ax=ax, colours=colours, width=1.8, height=0.9)
     ax.add_patch(
-        FancyBboxPatch((2.1 * WIDE, -0.57), 6.3 * WIDE, 1.14, boxstyle="round,pad=0.02,rounding_size=0.12", fill=False,
+        FancyBboxPatch((2.1, -0.57), 6.3, 1.14, boxstyle="round,pad=0.02,rounding_size=0.12", fill=False,
                        edgecolor=treatment, linestyle=(0, (4, 3)), linewidth=1.2)
     )  # fmt: skip
     ax.plot([0, 0], [3.56, 0], color=diagnosis, linewidth=1.6, linestyle="--")
     ax.add_patch(
-        FancyArrowPatch((0, 0), (2.12 * WIDE, 0), arrowstyle="-|>", mutation_scale=12, color=diagnosis, lw=1.6,
+        FancyArrowPatch((0, 0), (2.12, 0), arrowstyle="-|>", mutation_scale=12, color=diagnosis, lw=1.6,
                         linestyle="--", shrinkA=0, shrinkB=1)
     )  # fmt: skip
     ax.text(0.12, 0.12, "weighs $L_{single}$\nand $L_{aux}$", color=diagnosis, fontsize=10, va="bottom")
     title = {"weight": "bold", "fontsize": 10}
-    ax.text(4.6 * WIDE, 5.3, "LCE diagnoses: who is rare, who is under-used?", color=diagnosis, va="center", **title)
-    ax.text(2.1 * WIDE, -0.7, "RCE treats: every feature useful alone, in every subset, and recoverable",
+    ax.text(4.6, 5.3, "LCE diagnoses: who is rare, who is under-used?", color=diagnosis, va="center", **title)
+    ax.text(2.1, -0.7, "RCE treats: every feature useful alone, in every subset, and recoverable",
             color=treatment, va="top", **title)  # fmt: skip
-    ax.set(
-        xlim=(-1.1 * WIDE, 10.55 * WIDE), ylim=(-1.2, 5.9), title="MCE around a model that encodes, fuses and decodes"
-    )
+    ax.set(xlim=(-1.1, 10.55), ylim=(-1.2, 5.9), title="MCE around a model that encodes, fuses and decodes")
     return fig
 
 

@@ -26,7 +26,15 @@ from sphinx.transforms import SphinxTransform
 __all__ = ["Story", "hidden_lines", "setup"]
 
 PLUMBING = {"parameters", "opening", "hide-input", "hide-cell"}
-SHOWN = {"chapter.source", "tables.show", "tables.both", "tables.paper_and_ours", "verdicts.table", "forest.plot"}
+SHOWN = {
+    "chapter.source",
+    "vector.svg",
+    "tables.show",
+    "tables.both",
+    "tables.paper_and_ours",
+    "verdicts.table",
+    "forest.plot",
+}
 MARKS = re.compile(r"[ \t]*# (?:noqa|fmt|type: ignore|pragma)\b[^\n]*")
 
 

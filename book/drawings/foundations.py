@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -105,4 +106,34 @@ def repairs(table: Any, columns: Mapping[str, str]) -> Any:
         ax.spines["bottom"].set_visible(False)
     axes[0].set_yticks(range(len(ordered)), list(ordered.index))
     axes[0].invert_yaxis()
+    return figure
+
+
+def avmnist_pairs(pairs: Any, recordings: Path) -> Any:
+    """Image, waveform, mel spectrogram and MFCC picture of four pairs of AV-MNIST; ``recordings`` has the wav files."""
+    import librosa
+    import soundfile
+
+    figure, axes = figures.figure("page", 4, 4)
+    test, speakers = pairs["test"], ("jackson", "nicolas", "theo")
+    for column, digit in enumerate((0, 3, 7, 9)):
+        sample = test[int((test.target == digit).nonzero()[column])]
+        speaker, take = speakers[int(sample.extras["speaker"])], int(sample.extras["take"])
+        wave, rate = soundfile.read(recordings / f"{digit}_{speaker}_{take}.wav")
+        figures.picture(-sample.features["image"][0], axes[0, column], cmap="gray")
+        axes[0, column].set_title(f"a {digit}")
+        axes[1, column].plot(np.arange(len(wave)) / rate, wave, color=figures.colour("audio"), lw=0.5)
+        axes[1, column].set(xlim=(0, 0.65), ylim=(-0.6, 0.6), xlabel="time (s)")
+        spectrogram = librosa.feature.melspectrogram(y=wave, n_mels=40, sr=rate, n_fft=512, hop_length=64)
+        shown = {"aspect": "auto", "origin": "lower"}
+        axes[2, column].imshow(librosa.power_to_db(spectrogram), extent=(0, len(wave) / rate, 0, 40), **shown)
+        axes[2, column].set(xlim=(0, 0.65), xlabel="time (s)")
+        mfcc = sample.features["audio"][0, 0].numpy().T[1:]
+        mfcc = np.where(np.arange(20) < int(sample.extras["frames"]), mfcc, np.nan)
+        axes[3, column].imshow(mfcc, extent=(-0.5, 19.5, 0.5, 19.5), **shown)
+        axes[3, column].set(xlabel="frame")
+        for ax in axes[2:, column]:
+            ax.set_facecolor("#eeeeee")
+    for row, name in enumerate(("image", "waveform", "mel band", "MFCC")):
+        axes[row, 0].set_ylabel(name)
     return figure

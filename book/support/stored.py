@@ -268,10 +268,17 @@ class Stored:
         return Interval(float(gaps[0].mean()), float(low), float(high), seeds, n)
 
     def pair(
-        self, label: str, ours: Label, theirs: Label, conditions: str | Sequence[str] | None = None, **options: Any
+        self,
+        label: str,
+        ours: Label,
+        theirs: Label,
+        conditions: str | Sequence[str] | None = None,
+        against: str | Sequence[str] | None = None,
+        **options: Any,
     ) -> verdicts.Comparison:
         """Two cells as a comparison for `verdicts.judge`, paired by seed and test sample; options: its other fields.
 
+        ``against`` : the conditions of ``theirs`` where they are others than those of ``ours``, on the same samples.
         A metric that is no mean over samples enters by its pseudo-values (the jackknife's); without stored
         predictions there is one score a seed.
         """
@@ -279,13 +286,14 @@ class Stored:
         options = {"metric": self.metric, "lower": kind.lower, "percent": kind.percent, **options}
         one = dict(zip(self.seeds[ours], self.keys[ours], strict=True))
         two = dict(zip(self.seeds[theirs], self.keys[theirs], strict=True))
-        both = [s for s in one if s in two and self._of(one[s], conditions) and self._of(two[s], conditions)]
+        on = conditions, conditions if against is None else against
+        both = [s for s in one if s in two and self._of(one[s], on[0]) and self._of(two[s], on[1])]
         if not both:
             return verdicts.compare(label, None, None, **options)
-        found = [[self._by_sample(keys[s], conditions) for s in both] for keys in (one, two)]
+        found = [[self._by_sample(keys[s], c) for s in both] for keys, c in zip((one, two), on, strict=True)]
         values = [[x for x in side if x is not None] for side in found]
         if len({x.shape for side in values for x in side}) != 1 or any(len(side) != len(both) for side in values):
-            scores = self.scores(ours, conditions), self.scores(theirs, conditions)
+            scores = self.scores(ours, on[0]), self.scores(theirs, on[1])
             values = [[np.array([side[s]]) for s in both] for side in scores]
         return verdicts.compare(label, np.stack(values[0]), np.stack(values[1]), **options)
 

@@ -91,10 +91,6 @@ def test_pictures_have_an_alternative_text(chapter: Path) -> None:
             assert hidden or (notes.get("image", {}).get("alt") and notes.get("figure", {}).get("caption")), f"cell {i}"
 
 
-# Pages that are not rewritten yet. A page that has become clean must leave this list; it ends empty.
-UNCONVERTED = {
-    "book/foundations/data-and-metrics",
-}
 PRINTED = re.compile(r"print\([^\n]*(to_string\(|DataFrame\()|\bdisplay\(|^\s*show\(", re.M)
 
 
@@ -102,10 +98,7 @@ PRINTED = re.compile(r"print\([^\n]*(to_string\(|DataFrame\()|\bdisplay\(|^\s*sh
 def test_a_page_is_short_cells_rendered_tables_and_one_card(chapter: Path) -> None:
     name = chapter.relative_to(ROOT).with_suffix("").as_posix()
     faults = page_faults(read(chapter), name)
-    if name in UNCONVERTED:
-        assert faults, f"{name} is clean: take it out of UNCONVERTED"
-    else:
-        assert not faults, "\n".join(faults)
+    assert not faults, "\n".join(faults)
 
 
 def page_faults(notebook: Any, name: str) -> list[str]:

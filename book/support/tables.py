@@ -241,7 +241,7 @@ def _body(texts: pd.DataFrame, marked: np.ndarray, frame: pd.DataFrame, index: b
         words = all(isinstance(x, str) and math.isnan(_value(x)) for x in frame.iloc[:, j])
         kinds[:, j] = "mm-words" if words else ""
     kinds[marked] = "mm-best"
-    kinds[texts.map(lambda x: x == NOT_RUN).to_numpy()] = "mm-missing"
+    kinds[texts.map(lambda x: x == NOT_RUN).to_numpy(bool)] = "mm-missing"
     classes = pd.DataFrame(kinds, index=texts.index, columns=texts.columns)
     name = hashlib.blake2b(texts.to_csv().encode(), digest_size=6).hexdigest()  # Styler's own is random
     styler = texts.style.set_uuid(name).set_table_attributes('class="mm-table"').set_td_classes(classes)

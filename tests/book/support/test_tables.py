@@ -85,3 +85,8 @@ def test_the_opening_has_a_verdict_and_one_card_in_one_order() -> None:
         page.opening(needs="labels")
     with pytest.raises(ValueError, match="unknown"):
         page.opening(needs="a", minutes="b", colour="red")
+
+
+def test_a_frame_of_nothing_is_shown() -> None:
+    assert "(empty)" in repr(tables.show(pd.DataFrame(), "Nothing", source="not run"))
+    assert "Nothing" in tables.show(pd.DataFrame(columns=["a", "b"]), "Nothing").html

@@ -8,7 +8,7 @@ where the release has weights, and leaves open what tames coefficients that mini
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -69,7 +69,7 @@ class ReleasedRebalancing(GradientRebalancing, config=ReleasedBALMConfig, preset
     pairs: Tensor
     constant: Tensor
 
-    def __init__(self, *args, **options):  # type: ignore[no-untyped-def]  # those of GradientRebalancing
+    def __init__(self, *args: Any, **options: Any):
         super().__init__(*args, **options)
         M, columns, constant = len(self.modalities), self.config.cosine_columns, self.config.mu_constant
         if columns is not None and sorted(columns) != list(range(M)):

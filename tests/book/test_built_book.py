@@ -170,8 +170,8 @@ def test_equations_are_set_and_figures_shown(address: str, browser: Any) -> None
         page.wait_for_selector("mjx-container mjx-math")
         settle(page)
         assert page.locator("mjx-container[display=true]").count() >= 3
-        figure = page.locator("article figure img, article .cell_output img").first
-        assert figure.evaluate("i => i.naturalWidth") > 200
+        figure = page.locator("article .cell_output .mm-picture svg").first
+        assert figure.evaluate("drawn => drawn.getBoundingClientRect().width") > 200
         assert not wrong
 
 

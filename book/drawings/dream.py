@@ -67,11 +67,16 @@ def overview() -> Figure:
 
 
 def coalition_card(
-    names: Sequence[str], said: Sequence[str], pss: Sequence[float], pas: Sequence[float], true: str, title: str = ""
+    names: Sequence[str],
+    predictions: Sequence[str],
+    pss: Sequence[float],
+    pas: Sequence[float],
+    true: str,
+    title: str = "",
 ) -> Figure:
     """What is predicted from every subset of the modalities, in the order of `coalitions.coalition_masks`; the scores.
 
-    said : one word for each of the 2^M subsets; true : the right one, drawn in green
+    predictions : one word for each of the 2^M subsets; true : the right one, drawn in green
     """
     from matplotlib.patches import Circle
 
@@ -86,8 +91,8 @@ def coalition_card(
             on = bool(masks[k, m])
             face = figures.colour(name) if on else "white"
             ax.add_patch(Circle((m, -place), 0.28, facecolor=face, edgecolor=figures.colour(name)))
-        shade = figures.GREEN if said[k] == true else figures.INK
-        ax.text(M + 1, -place, said[k], ha="center", va="center", color=shade, weight="bold")
+        shade = figures.GREEN if predictions[k] == true else figures.INK
+        ax.text(M + 1, -place, predictions[k], ha="center", va="center", color=shade, weight="bold")
     for m, name in enumerate(names):
         ax.text(m, 0.7, name, ha="center", va="bottom", fontsize=10, rotation=90)
     ax.text(M + 1, 0.7, "prediction", ha="center", va="bottom", fontsize=10)
@@ -178,8 +183,8 @@ def detection(precision: Any, q: Mapping[str, float]) -> Figure:
     places = range(len(q))
     axes[1].barh(places, list(q.values()), color=(figures.BLUE, figures.AMBER, figures.PURPLE, figures.GREY)[: len(q)])
     for k, value in enumerate(q.values()):
-        said = "not run" if np.isnan(value) else f"{value:.2f}"
-        axes[1].text(0.01 if np.isnan(value) else value + 0.01, k, said, va="center", fontsize=10)
+        label = "not run" if np.isnan(value) else f"{value:.2f}"
+        axes[1].text(0.01 if np.isnan(value) else value + 0.01, k, label, va="center", fontsize=10)
     axes[1].set_yticks(places, list(q), fontsize=10)
     axes[1].set(title="present, yet PSS = 0", xlabel="fraction q", xlim=(0, 0.8), ylim=(len(q) - 0.5, -0.5))
     return fig

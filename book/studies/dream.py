@@ -1,7 +1,7 @@
 """The runs behind the DREAM chapter's tables: ``python -m book.studies.dream TABLE... [--data-root FOLDER]``.
 
 Each function gives a table's cells: a label per axis -> the configs of that cell, one a seed. The command fills
-``book/results/dream-TABLE.csv`` with what is not there yet; the chapter reads the rows of the same configs. Within a
+``book/results/dream-TABLE.csv`` with what is not there yet; the chapter reads the results of the same configs. Within a
 table all methods share masks, seeds, steps, batch size and learning rate. DREAM is 32 wide here, not 200, and so is
 CubeMLP: at the paper's width a step takes over a second on a CPU.
 """
@@ -86,7 +86,7 @@ def table1_mosi() -> Cells:
 
 
 def _mixed(source: str, etas: tuple[float, ...], **changes: Any) -> Cells:
-    """Appendix A.4: modalities and frames are missing in a share eta of the samples, in training and in testing."""
+    """Appendix A.4: modalities and frames are missing in a fraction eta of the samples, in training and in testing."""
     cells: Cells = {}
     for eta in etas:
         plan = {"kind": "heterogeneous", "rates": eta}
@@ -347,17 +347,17 @@ def mask_facts(w: torch.Tensor, pss: torch.Tensor) -> dict[str, float]:
     added = torch.softmax(add_log_weights(w, pss), -1)
     zero = pss == 0
     mixed = zero.any(-1) & ~zero.all(-1)  # where some modality is enhanced and some is not
-    share = lambda x: float(x.double().mean()) if x.numel() else float("nan")
+    fraction = lambda x: float(x.double().mean()) if x.numel() else float("nan")
     of_zero = lambda weights: (weights * zero).sum(-1)[mixed]
     return {
-        "negative w": share(w < 0),
-        "negative w, PSS above 0": share((w < 0)[~zero]),
-        "mixed samples": share(mixed),
-        "enhanced gain weight": share(of_zero(after) > of_zero(before) + 1e-7),
-        "enhanced gain weight, add_log": share(of_zero(added) > of_zero(before) + 1e-7),
-        "weight of the enhanced": share(of_zero(after)),
-        "weight of the enhanced, softmax(w)": share(of_zero(before)),
-        "weight of the enhanced, add_log": share(of_zero(added)),
+        "negative w": fraction(w < 0),
+        "negative w, PSS above 0": fraction((w < 0)[~zero]),
+        "mixed samples": fraction(mixed),
+        "enhanced gain weight": fraction(of_zero(after) > of_zero(before) + 1e-7),
+        "enhanced gain weight, add_log": fraction(of_zero(added) > of_zero(before) + 1e-7),
+        "weight of the enhanced": fraction(of_zero(after)),
+        "weight of the enhanced, softmax(w)": fraction(of_zero(before)),
+        "weight of the enhanced, add_log": fraction(of_zero(added)),
     }
 
 
@@ -520,9 +520,9 @@ KEPT = ("accuracy", "f1_non0", "mae")  # of the eight scores of a regression
 
 
 def score(config: Config) -> results.Results:
-    """`experiments.train_and_score`, whose rows of other metrics are left out."""
-    rows = experiments.train_and_score(config)
-    return results.Results([row for row in rows if row["metric"] in KEPT], rows.predictions)
+    """`experiments.train_and_score`, without the results of other metrics."""
+    found = experiments.train_and_score(config)
+    return results.Results([result for result in found if result["metric"] in KEPT], found.predictions)
 
 
 TABLES: dict[str, Callable[[], Cells]] = {

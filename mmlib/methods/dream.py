@@ -62,7 +62,7 @@ class DREAMConfig:
     width: int = option(200, Whole(1))  # d
     heads: int = option(10, Whole(1))
     dropout: float = option(0.1, RATE)
-    positions: int = option(50, Whole(1))  # rows of the learned position table, which all modalities share
+    positions: int = option(50, Whole(1))  # length of the learned position table of all modalities
     weight_hidden: int = option(128, Whole(1))  # hidden width of the net that predicts w
     enhance: str = option("zero_pss", OneOf("zero_pss", "all"))  # where PSS is 0; "all": "w/o dynamic enhancement"
     repeats: int = option(2, Whole(1))  # D of 3.4, with the same parameters
@@ -337,10 +337,10 @@ class DREAM(Presets, nn.Module, config=DREAMConfig, presets={"paper": {}}):
         if tuple(logits.shape[2:]) != tail:
             raise ValueError(f"evaluator: expected logits {['B', *tail]}, got {['B', *logits.shape[2:]]}")
         if not bool((finite := torch.isfinite(logits).flatten(2).all(-1).all(0)).all()):
-            rows = (~finite).nonzero()[:, 0].tolist()
+            wrong = (~finite).nonzero()[:, 0].tolist()
             raise ValueError(
-                f"features: expected finite values; the evaluator's predictions of {len(rows)} samples are NaN or "
-                f"infinite, the first at {rows[:5]}"
+                f"features: expected finite values; the evaluator's predictions of {len(wrong)} samples are NaN or "
+                f"infinite, the first at {wrong[:5]}"
             )
         if self.config.labels:
             return logits.argmax(2).movedim(0, -1)
@@ -417,24 +417,24 @@ class DREAM(Presets, nn.Module, config=DREAMConfig, presets={"paper": {}}):
     def _enhanced(self, x: dict[str, Tensor], valid: dict[str, Tensor] | None, pss: Tensor) -> dict[str, Tensor]:
         """Eqs. 5-9, D times, for the samples and targets whose PSS is 0; the rest stays as it is."""
         chosen = torch.ones_like(pss) if self.config.enhance == "all" else pss == 0
-        rows = {m: chosen[:, i].nonzero()[:, 0] for i, m in enumerate(self.modalities)}
+        places = {m: chosen[:, i].nonzero()[:, 0] for i, m in enumerate(self.modalities)}
         for repeat in range(self.config.repeats):
             blocks = self.enhancement[min(repeat, len(self.enhancement) - 1)]
             before, x = x, dict(x)
             for m in self.modalities:
-                x[m] = self._rebuilt(blocks.get_submodule(m), self._seen(before, x), valid, rows[m])
+                x[m] = self._rebuilt(blocks.get_submodule(m), self._seen(before, x), valid, places[m])
         return x
 
-    def _rebuilt(self, block: nn.Module, x: dict[str, Tensor], valid: dict[str, Tensor] | None, rows: Tensor) -> Tensor:
-        """The block's target, as the block gives it in some rows int64 [n] and as it was elsewhere, [B, T, d]."""
+    def _rebuilt(self, block: nn.Module, x: dict[str, Tensor], valid: dict[str, Tensor] | None, some: Tensor) -> Tensor:
+        """The block's target, as the block gives it for some samples int64 [n], else as it was."""
         old = x[str(block.target)]
-        if not len(rows):
+        if not len(some):
             return old
-        if len(rows) == len(old):
+        if len(some) == len(old):
             return block(x, valid).to(old)
-        take = lambda tensors: {m: tensor[rows] for m, tensor in tensors.items()}
+        take = lambda tensors: {m: tensor[some] for m, tensor in tensors.items()}
         new = block(take(x), None if valid is None else take(valid))
-        return old.index_copy(0, rows, new.to(old))
+        return old.index_copy(0, some, new.to(old))
 
     def _seen(self, before: dict[str, Tensor], after: dict[str, Tensor]) -> dict[str, Tensor]:
         """What a target is rebuilt from: all modalities as they were before the repeat."""

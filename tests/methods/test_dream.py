@@ -64,11 +64,11 @@ class Table(nn.Module):
 
     def __init__(self, table):
         super().__init__()
-        self.register_buffer("said", torch.tensor(table))
+        self.register_buffer("predictions", torch.tensor(table))
 
     def forward(self, batch):
         code = sum((x.flatten(1) != 0).any(-1).long() << m for m, x in enumerate(batch.features.values()))
-        return nn.functional.one_hot(self.said[code], 2).float()
+        return nn.functional.one_hot(self.predictions[code], 2).float()
 
 
 #        {}, a, b, ab, c, ac, bc, abc
@@ -512,5 +512,5 @@ def test_every_subset_of_a_self_mm_evaluator_equals_a_forward_on_zeros():
     shapes = {m: tuple(x.shape[1:]) for m, x in batch.features.items()}
     net = SelfMMEvaluator(SelfMMEvaluator.Config(shapes, 1)).eval()
     model = make_dream(batch, "scores", evaluator=net)
-    said = torch.stack([net(batch.drop(present=S)) for S in coalition_masks(3)])[..., 0].detach() >= 0
-    torch.testing.assert_close(model.contributions(batch).pss, prediction_shift_score(said.long().t()))
+    predicted = torch.stack([net(batch.drop(present=S)) for S in coalition_masks(3)])[..., 0].detach() >= 0
+    torch.testing.assert_close(model.contributions(batch).pss, prediction_shift_score(predicted.long().t()))

@@ -170,9 +170,9 @@ def test_all_orders_give_the_exact_scores(M):
 def test_one_order_by_hand():
     masks, path = permutation_coalitions(torch.tensor([[2, 0, 1]]))  # nothing, c, ac, abc
     assert masks[path[0]].tolist() == [[False] * 3, [False, False, True], [True, False, True], [True] * 3]
-    said = torch.zeros(4, dtype=torch.int64)
-    said[path[0]] = torch.tensor([0, 1, 1, 2])
-    found = permutation_scores(said, path, torch.tensor([[2, 0, 1]]), torch.tensor(1))
+    predictions = torch.zeros(4, dtype=torch.int64)
+    predictions[path[0]] = torch.tensor([0, 1, 1, 2])
+    found = permutation_scores(predictions, path, torch.tensor([[2, 0, 1]]), torch.tensor(1))
     assert found.pss.tolist() == [0, 1, 1]
     assert found.pas.tolist() == [1, -2, 1]  # V along the way: 0, 1, 2, 0
 

@@ -41,10 +41,10 @@ def overview() -> Figure:
         "v": (8.4, 4, "right from $S$?\n$v_n(S)$"),
         "batch": (2.1, 2, "batch\nfeatures $x_m$"),
         "encode": (4.2, 2, "encoders\n$h_m$"),
-        "reconstruct": (6.3, 2, "reconstruction\n$h'_m$"),
+        "reconstruct": (6.3, 2, "reconstruction\n$h$′$_m$"),
         "decode": (8.4, 2, "fuse, decode\n$\\hat y$ from $S$"),
         "single": (3.15, 0, "$L_{single}$\n$h_m$ alone"),
-        "aux": (5.25, 0, "$L_{aux}$\n$h'_m \\approx h_m$"),
+        "aux": (5.25, 0, "$L_{aux}$\n$h$′$_m \\approx h_m$"),
         "sub": (7.35, 0, "$L_{sub}$\nevery $S$"),
         "task": (9.45, 0, "$L_{task}$\nall there is"),
     }

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .checks import Flag, Function, Maybe, Number, OneOf, Text, Whole, shown
+from .checks import Flag, Maybe, Number, OneOf, Whole, shown
 
 __all__ = [
     "CONVENTIONS",
@@ -28,13 +28,11 @@ __all__ = [
     "msa_scores",
     "multilabel_scores",
     "one_vs_rest_f1",
-    "paired_bootstrap",
     "pattern_average",
     "reliability_bins",
     "risk_coverage",
     "sentiment_classes",
     "t_interval",
-    "verdict",
     "weighted_f1",
     "worst_pattern",
 ]
@@ -563,89 +561,3 @@ def t_interval(values: Any, level: float = 0.95) -> Interval:
         return Interval(mean, math.nan, math.nan, 1)
     half = float(stats.t.ppf((1 + level) / 2, n - 1) * x.std(ddof=1) / math.sqrt(n))
     return Interval(mean, mean - half, mean + half, n)
-
-
-def paired_bootstrap(
-    a: Any,
-    b: Any,
-    target: Any = None,
-    score: Callable[[Array, Array], float] | None = None,
-    *,
-    resamples: int = 10_000,
-    level: float = 0.95,
-    seed: int = 0,
-) -> Interval:
-    """The difference a - b with its percentile interval, resampling seeds *and* test samples, paired in both.
-
-    a, b : per-sample scores [seeds, n] (correct or not, absolute errors, ...) of two methods that saw the same seeds
-        and the same test samples; [n] is one seed. The difference is that of the means
-    target, score : with these, a and b hold predictions [seeds, n] for ``target`` [n], and the difference is that of
-        the mean over seeds of ``score(pred, target)`` (a Python call a resample and seed: lower ``resamples``)
-
-    Each resample draws seeds with replacement and, independently, samples with replacement (the same for all seeds and
-    both methods), because both would be new in a repetition. A single seed says nothing about seeds, then only the
-    samples vary; a single sample a seed, [seeds, 1], resamples seeds alone. A percentile interval of few
-    seeds is optimistic about them: drawing 5 of 5 has the spread of sqrt(4 / 5) of it, and knows no Student's t.
-
-    Raises ValueError for unequal shapes, NaN, no values, resamples < 1, or a target without a score.
-    """
-    x, y = _numpy("a", a), _numpy("b", b)
-    if x.shape != y.shape or x.ndim not in (1, 2):
-        raise ValueError(f"a, b: expected the same shape [seeds, n] or [n], got {x.shape} and {y.shape}")
-    Whole(1)("resamples", resamples)
-    Number(above=0, below=1)("level", level)
-    Whole(0)("seed", seed)
-    Maybe(Function("a function (pred, target) -> score"))("score", score)
-    if (target is None) != (score is None):
-        raise ValueError("target, score: expected both or neither")
-    x, y = np.atleast_2d(x), np.atleast_2d(y)
-    seeds, n = x.shape
-    rng = np.random.default_rng(seed)
-    differences = np.empty(resamples)
-    if score is None:
-        d = x.astype(np.float64) - y.astype(np.float64)
-        mean = float(d.mean())
-        # A resample is a vector of counts, so its mean is a product of counts; some rows at a time bound the memory.
-        step = max(1, 4_000_000 // n)
-        for start in range(0, resamples, step):
-            rows = min(step, resamples - start)
-            of_seeds = rng.multinomial(seeds, np.full(seeds, 1 / seeds), rows) / seeds
-            of_samples = rng.multinomial(n, np.full(n, 1 / n), rows) / n
-            differences[start : start + rows] = ((of_seeds @ d) * of_samples).sum(1)
-    else:
-        t = _numpy("target", target)
-        if t.shape != (n,):
-            raise ValueError(f"target: expected {n} values, one a sample, got shape {t.shape}")
-        gap = lambda s, i: float(np.mean([score(x[k, i], t[i]) - score(y[k, i], t[i]) for k in s]))
-        mean = gap(range(seeds), np.arange(n))
-        for r in range(resamples):
-            differences[r] = gap(rng.integers(seeds, size=seeds), rng.integers(n, size=n))
-        differences = differences[np.isfinite(differences)]
-        if len(differences) == 0:
-            return Interval(mean, math.nan, math.nan, seeds, n)
-    low, high = np.quantile(differences, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(mean, float(low), float(high), seeds, n)
-
-
-def verdict(difference: Interval | tuple[float, float], claim: str = "greater") -> str:
-    """What an interval of a difference says of a claim about its sign: never typed, always computed.
-
-    difference : an `Interval` or its two ends; claim : "greater" (than 0) or "less"
-
-    "holds" if the whole interval lies on the claim's side of 0, "contradicted" if on the other, else "inconclusive"
-    (an end at 0, or NaN, is inconclusive).
-    """
-    ends = difference[1:3] if isinstance(difference, Interval) else difference
-    if not isinstance(ends, (tuple, list)) or len(ends) != 2 or not all(isinstance(x, (int, float)) for x in ends):
-        raise TypeError(f"difference: expected an Interval or its two ends, got {shown(difference)}")
-    Text("claim", claim)
-    low, high = (difference.low, difference.high) if isinstance(difference, Interval) else difference
-    if claim not in ("greater", "less"):
-        raise ValueError(f"claim: expected 'greater' or 'less', got {claim!r}")
-    if low > high:
-        raise ValueError(f"difference: expected low <= high, got {low} and {high}")
-    if low > 0:
-        return "holds" if claim == "greater" else "contradicted"
-    if high < 0:
-        return "holds" if claim == "less" else "contradicted"
-    return "inconclusive"

@@ -1,6 +1,5 @@
 """Scores by hand, under every convention; references are loops written from the definitions."""
 
-import itertools
 import math
 import warnings
 
@@ -633,80 +632,3 @@ def test_t_interval_by_hand():
         mm.t_interval([1, 2], level=95)
     with pytest.raises(ValueError, match="empty"):
         mm.t_interval([])
-
-
-def test_paired_bootstrap_matches_the_exact_distribution():
-    """Two seeds and two samples have sixteen equally likely resamples: the interval's ends are their quantiles."""
-    a, b = np.array([[1.0, 0.0], [1.0, 1.0]]), np.zeros((2, 2))
-    means = [
-        a[np.ix_(s, i)].mean() for s in itertools.product((0, 1), repeat=2) for i in itertools.product((0, 1), repeat=2)
-    ]
-    got = mm.paired_bootstrap(a, b, level=0.5, resamples=20_000)
-    low, high = np.quantile(np.repeat(means, 1000), [0.25, 0.75])
-    assert (got.mean, got.n, got.samples) == (0.75, 2, 2)
-    assert (got.low, got.high) == pytest.approx((low, high))
-
-
-@pytest.mark.slow
-def test_paired_bootstrap_pairs():
-    rng = np.random.default_rng(0)
-    hard = rng.random(400) < 0.5  # a sample is easy or hard for both methods
-    a = np.stack([hard] * 5).astype(float)
-    b = a.copy()
-    b[:, np.flatnonzero(hard)[:20]] = 0
-    d = mm.paired_bootstrap(a, b)
-    assert d.mean == pytest.approx(20 / 400)
-    assert 0.025 < d.low < 0.05 < d.high < 0.075  # sd sqrt(.05 * .95 / 400) = 0.011, not the unpaired 0.035
-    assert mm.verdict(d) == "holds"
-    assert mm.verdict(mm.paired_bootstrap(b, a)) == "contradicted"
-    assert mm.verdict(mm.paired_bootstrap(a, a)) == "inconclusive"
-    assert mm.paired_bootstrap(a, b) == d  # the same draw every time
-
-
-@pytest.mark.slow
-def test_paired_bootstrap_sees_the_seeds():
-    """Samples agree, seeds do not: only resampling seeds shows it."""
-    a = np.repeat([[0.9], [0.1], [0.8], [0.2], [0.9]], 300, 1)
-    b = np.full((5, 300), 0.5)
-    assert mm.verdict(mm.paired_bootstrap(a, b)) == "inconclusive"
-    pooled = mm.paired_bootstrap(a.mean(0), b.mean(0))
-    assert pooled.low == pytest.approx(pooled.high)  # as if there were no uncertainty
-    assert pooled.n == 1
-
-
-def test_paired_bootstrap_of_another_score_agrees_with_the_means():
-    rng = np.random.default_rng(1)
-    t = rng.integers(0, 2, 60)
-    a = np.where(rng.random((3, 60)) < 0.8, t, 1 - t)
-    b = np.where(rng.random((3, 60)) < 0.6, t, 1 - t)
-    by_mean = mm.paired_bootstrap((a == t) * 1, (b == t) * 1)
-    by_score = mm.paired_bootstrap(a, b, t, lambda p, y: float((p == y).mean()), resamples=1000)
-    assert by_score.mean == pytest.approx(by_mean.mean)
-    assert by_score.low == pytest.approx(by_mean.low, abs=0.04)
-    assert by_score.high == pytest.approx(by_mean.high, abs=0.04)
-
-
-def test_bad_bootstraps():
-    with pytest.raises(ValueError, match="same shape"):
-        mm.paired_bootstrap(np.ones((2, 3)), np.ones((3, 2)))
-    with pytest.raises(ValueError, match="finite"):
-        mm.paired_bootstrap([np.nan], [1.0])
-    with pytest.raises(ValueError, match="resamples"):
-        mm.paired_bootstrap([1.0], [1.0], resamples=0)
-    with pytest.raises(ValueError, match="both or neither"):
-        mm.paired_bootstrap([1.0], [1.0], target=[1.0])
-    with pytest.raises(ValueError, match="target: expected 2"):
-        mm.paired_bootstrap([1.0, 2.0], [1.0, 2.0], [1.0], lambda p, t: 0.0)
-
-
-def test_verdicts():
-    assert mm.verdict((0.01, 0.1)) == "holds"
-    assert mm.verdict((0.01, 0.1), "less") == "contradicted"
-    assert mm.verdict((-0.2, -0.1)) == "contradicted"
-    assert mm.verdict((-0.2, -0.1), "less") == "holds"
-    assert mm.verdict((0.0, 0.1)) == "inconclusive"
-    assert mm.verdict((math.nan, math.nan)) == "inconclusive"
-    with pytest.raises(ValueError, match="claim"):
-        mm.verdict((0, 1), "better")
-    with pytest.raises(ValueError, match="low <= high"):
-        mm.verdict((1, 0))

@@ -1,4 +1,4 @@
-"""Tables of stored runs for a chapter: means over seeds with intervals, differences, and computed verdicts.
+"""Tables of stored runs for a chapter: means over seeds with intervals, and pairs of cells for verdicts.
 
 A table's *cells* are a label per axis -> the configs of that cell, one a seed (such as `book.studies.mce`
 gives). What is not stored is "not run"; nothing is ever run here.
@@ -20,12 +20,11 @@ from mmlib.metrics import Interval
 __all__ = ["Stored"]
 
 Label = tuple[str, ...]
-RESAMPLES = 2000  # of a bootstrap; a verdict is the same in every profile
 NOT_RUN = Interval(math.nan, math.nan, math.nan, 0)
 
 
 class Score(NamedTuple):
-    """A metric as a function of sums over samples, so that a resample of the samples is a product of counts."""
+    """A metric as a function of sums over samples, so that leaving one sample out is a subtraction."""
 
     parts: Callable[[np.ndarray, np.ndarray], np.ndarray]  # predictions [n], targets [n] -> summands [n, C]
     score: Callable[[np.ndarray], np.ndarray]  # their sums [..., C] -> [...]
@@ -64,8 +63,8 @@ def _by_zero(p: np.ndarray, t: np.ndarray) -> np.ndarray:
 
 
 def _same_class(convention: str) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    said = lambda x: metrics.sentiment_classes(x, convention)
-    return _average(lambda p, t: (said(p) == said(t)) * 1.0)
+    classes = lambda x: metrics.sentiment_classes(x, convention)
+    return _average(lambda p, t: (classes(p) == classes(t)) * 1.0)
 
 
 def _moments(p: np.ndarray, t: np.ndarray) -> np.ndarray:
@@ -99,10 +98,10 @@ def _jackknife(parts: np.ndarray, kind: Score) -> np.ndarray:
 
 
 class Stored:
-    """The rows of ``cells`` in the results file ``path``, as far as they are there, in one metric of `SCORES`.
+    """The results of ``cells`` in the file ``path``, as far as they are there, in one metric of `SCORES`.
 
-    ``tests`` everywhere: one test condition, several whose mean counts, or None for all of a run; "valid", by which a
-    run chose its epoch, is only had by that name.
+    ``conditions`` everywhere: one test condition, several whose mean counts, or None for all of a run; "valid", by
+    which a run chose its epoch, is only had by that name.
     """
 
     def __init__(
@@ -117,155 +116,62 @@ class Stored:
         self.path, self.cells, self.command, self.metric = Path(path), cells, command, metric
         self.keys = {label: [results.config_hash(c) for c in configs] for label, configs in cells.items()}
         self.seeds = {label: [int(c["seed"]) for c in configs] for label, configs in cells.items()}
-        rows = results.load_results(self.path)
-        rows = rows[rows["metric"] == metric]
-        self._rows = rows
+        found = results.load_results(self.path)
+        self._results = found[found["metric"] == metric]
         self._scores: dict[str, dict[str, float]] = {}
-        for key, test, value in zip(rows["config_hash"], rows["condition"], rows["value"], strict=True):
-            self._scores.setdefault(key, {})[test] = value
-        self._shares: dict[tuple[str, tuple[str, ...]], np.ndarray | None] = {}
-        self._compared: dict[Any, Interval] = {}
+        columns = (self._results[name] for name in ("config_hash", "condition", "value"))
+        for key, condition, value in zip(*columns, strict=True):
+            self._scores.setdefault(key, {})[condition] = value
         self._arrays: dict[str, dict[str, np.ndarray]] = {}
+        self._right: dict[tuple[str, tuple[str, ...]], np.ndarray | None] = {}
         self._pseudo: dict[tuple[str, tuple[str, ...]], np.ndarray | None] = {}
-        self._weights: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}  # of seeds and samples, resampled
-        self._drawn: dict[tuple[int, str, str], np.ndarray] = {}  # a run's score in every resample
 
     def note(self) -> str:
         """How many runs are not there, and the command that fills them in; how many there are if all are."""
-        keys = [key for label in self.keys for key in self.keys[label]]
-        missing = len({key for key in keys if key not in self._scores})
-        total = len(set(keys))
+        keys = {key for label in self.keys for key in self.keys[label]}
+        missing = len(keys - self._scores.keys())
         if missing:
-            return f"{missing} of {total} runs not run; `{self.command}` fills them in"
-        return f"all {total} runs stored, {self.path.name}"
+            return f"{missing} of {len(keys)} runs not run; `{self.command}` fills them in"
+        return f"all {len(keys)} runs stored, {self.path.name}"
 
-    def _of(self, key: str, tests: str | Sequence[str] | None) -> tuple[str, ...] | None:
-        there = self._scores.get(key)
-        if there is None:
-            return None
-        asked = (
-            tuple(sorted(there.keys() - {"valid"}))
-            if tests is None
-            else (tests,)
-            if isinstance(tests, str)
-            else tuple(tests)
-        )
-        return asked if all(t in there for t in asked) else None
+    def _of(self, key: str, conditions: str | Sequence[str] | None) -> tuple[str, ...] | None:
+        """The conditions of a run by their names; None if one of them is not stored."""
+        there = self._scores.get(key, {})
+        if conditions is None:
+            return tuple(sorted(there.keys() - {"valid"})) if there else None
+        named = (conditions,) if isinstance(conditions, str) else tuple(conditions)
+        return named if there.keys() >= set(named) and there else None
 
-    def scores(self, label: Label, tests: str | Sequence[str] | None = None) -> dict[int, float]:
-        """The mean score over the test conditions, by seed."""
+    def scores(self, label: Label, conditions: str | Sequence[str] | None = None) -> dict[int, float]:
+        """The mean score over the conditions, by seed."""
         found = {}
         for seed, key in zip(self.seeds[label], self.keys[label], strict=True):
-            if (asked := self._of(key, tests)) is not None:
-                found[seed] = float(np.mean([self._scores[key][t] for t in asked]))
+            if (named := self._of(key, conditions)) is not None:
+                found[seed] = float(np.mean([self._scores[key][c] for c in named]))
         return found
 
-    def mean(self, label: Label, tests: str | Sequence[str] | None = None) -> Interval:
+    def mean(self, label: Label, conditions: str | Sequence[str] | None = None) -> Interval:
         """The mean over seeds with Student's interval; NaN with n = 0 where nothing is stored."""
-        scores = list(self.scores(label, tests).values())
+        scores = list(self.scores(label, conditions).values())
         return metrics.t_interval(scores) if scores else NOT_RUN
 
-    def text(self, label: Label, tests: str | Sequence[str] | None = None) -> str:
-        """The mean with half its 95 % interval, such as "76.4 ± 1.2" in per cent or "0.764 ± 0.012"; or "not run"."""
-        found = self.mean(label, tests)
-        if not found.n:
-            return "not run"
-        half = (found.high - found.low) / 2
-        spread = "" if math.isnan(found.low) else f" ± {self._number(half)}"
-        return f"{self._number(found.mean)}{spread}"
-
-    def _number(self, value: float, sign: str = "") -> str:
-        return f"{100 * value:{sign}.1f}" if SCORES[self.metric].percent else f"{value:{sign}.3f}"
-
-    def samples(self, label: Label, test: str) -> int | None:
+    def samples(self, label: Label, condition: str) -> int | None:
         """How many test samples a condition was scored on; None where nothing is stored."""
-        rows = self._rows[self._rows["config_hash"].isin(self.keys[label]) & (self._rows["condition"] == test)]
-        return None if rows.empty else int(rows["n"].iloc[0])
+        found = self._results[self._results["config_hash"].isin(self.keys[label])]
+        counts = found.loc[found["condition"] == condition, "n"]
+        return None if counts.empty else int(counts.iloc[0])
 
-    def right(self, key: str, tests: str | Sequence[str] | None = None) -> np.ndarray | None:
-        """Per test sample the share of the test conditions in which it is predicted right [n]; None if not stored."""
-        asked = self._of(key, tests)
-        if asked is None:
+    def right(self, key: str, conditions: str | Sequence[str] | None = None) -> np.ndarray | None:
+        """Per test sample the fraction of the conditions in which it is predicted right [n]; None if not stored."""
+        named = self._of(key, conditions)
+        if named is None:
             return None
-        if (key, asked) not in self._shares:
-            try:
-                kept = self._kept(key)
-            except FileNotFoundError:
-                self._shares[key, asked] = None
-            else:
-                hits = [kept[t] == kept["target"] for t in asked]
-                self._shares[key, asked] = np.mean(hits, axis=0) if all((kept[t] >= 0).all() for t in asked) else None
-        return self._shares[key, asked]
-
-    def compare(self, ours: Label, theirs: Label, tests: str | Sequence[str] | None = None) -> Interval:
-        """The difference of two cells, paired by seed and test sample: its mean and 95 % bootstrap interval.
-
-        Without stored predictions the seeds alone are resampled. n = 0 where no seed has both.
-        """
-        key = (ours, theirs, tests if tests is None or isinstance(tests, str) else tuple(tests))
-        if key not in self._compared:
-            self._compared[key] = self._compare(*key)
-        return self._compared[key]
-
-    def _compare(self, ours: Label, theirs: Label, tests: str | tuple[str, ...] | None) -> Interval:
-        one = dict(zip(self.seeds[ours], self.keys[ours], strict=True))
-        two = dict(zip(self.seeds[theirs], self.keys[theirs], strict=True))
-        both = [s for s in one if s in two and self._of(one[s], tests) and self._of(two[s], tests)]
-        if not both:
-            return NOT_RUN
-        if (found := self._resampled([one[s] for s in both], [two[s] for s in both], tests)) is not None:
-            return found
-        pairs = [(self.right(one[s], tests), self.right(two[s], tests)) for s in both]
-        a, b = [x for x, _ in pairs if x is not None], [y for _, y in pairs if y is not None]
-        if len({x.shape for x in (*a, *b)}) != 1 or not len(a) == len(b) == len(both):
-            mine, other = self.scores(ours, tests), self.scores(theirs, tests)
-            a, b = [np.array([mine[s]]) for s in both], [np.array([other[s]]) for s in both]
-        return metrics.paired_bootstrap(np.stack(a), np.stack(b), resamples=RESAMPLES)
-
-    def verdict(self, ours: Label, theirs: Label, tests: str | Sequence[str] | None = None) -> str:
-        """What the interval of `compare` says of "ours is better": holds, contradicted, inconclusive or not run.
-
-        Better is more, but less of an error such as "mae".
-        """
-        found = self.compare(ours, theirs, tests)
-        return metrics.verdict(found, self._better) if found.n else "not run"
-
-    @property
-    def _better(self) -> str:
-        return "less" if SCORES[self.metric].lower else "greater"
-
-    def _resampled(self, ours: list[str], theirs: list[str], tests: str | tuple[str, ...] | None) -> Interval | None:
-        """The bootstrap of scores that are no mean over all samples; None where it needs none, or has no predictions.
-
-        Weights for seeds and samples are drawn as in `metrics.paired_bootstrap`. Every condition is scored on the
-        samples of which it leaves something, and the conditions' scores are averaged.
-        """
-        kind, asked = SCORES[self.metric], self._of(ours[0], tests)
-        try:
-            kept = [(self._kept(a), self._kept(b)) for a, b in zip(ours, theirs, strict=True)]
-        except FileNotFoundError:
-            return None
-        whole = all((pair[0][t] >= 0).all() and (pair[1][t] >= 0).all() for pair in kept for t in asked or ())
-        if asked is None or (self.metric == "accuracy" and whole):
-            return None
-        n, seeds = len(kept[0][0]["target"]), len(kept)
-        if (seeds, n) not in self._weights:
-            rng = np.random.default_rng(0)
-            of_seeds = rng.multinomial(seeds, np.full(seeds, 1 / seeds), RESAMPLES) / seeds
-            of_samples = rng.multinomial(n, np.full(n, 1 / n), RESAMPLES)
-            self._weights[seeds, n] = of_seeds, np.vstack([np.ones((1, n)), of_samples])  # first the samples themselves
-        of_seeds, weights = self._weights[seeds, n]
-        gaps = np.zeros((RESAMPLES + 1, seeds))
-        for s, (keys, pair) in enumerate(zip(zip(ours, theirs, strict=True), kept, strict=True)):
-            for side, key, arrays in zip((1, -1), keys, pair, strict=True):
-                for t in asked:
-                    if (seeds, key, t) not in self._drawn:
-                        self._drawn[seeds, key, t] = kind.score(weights @ self._parts(arrays, t))
-                    gaps[:, s] += side * self._drawn[seeds, key, t] / len(asked)
-        differences = (gaps[1:] * of_seeds).sum(1)
-        differences = differences[np.isfinite(differences)]
-        low, high = np.quantile(differences, [0.025, 0.975]) if len(differences) else (math.nan, math.nan)
-        return Interval(float(gaps[0].mean()), float(low), float(high), seeds, n)
+        if (key, named) not in self._right:
+            kept = self._kept(key)
+            there = kept is not None and all((kept[c] >= 0).all() for c in named)
+            hits = [kept[c] == kept["target"] for c in named] if kept is not None and there else None
+            self._right[key, named] = None if hits is None else np.mean(hits, axis=0)
+        return self._right[key, named]
 
     def pair(
         self,
@@ -299,39 +205,27 @@ class Stored:
 
     def _by_sample(self, key: str, conditions: str | Sequence[str] | None) -> np.ndarray | None:
         """A run's pseudo-values [samples], whose mean is its score over the conditions; None without predictions."""
-        asked = self._of(key, conditions) or ()
-        name = (key, asked)
+        name = key, self._of(key, conditions) or ()
         if name not in self._pseudo:
-            try:
-                kept = self._kept(key)
-            except FileNotFoundError:
-                self._pseudo[name] = None
-            else:
-                found = np.mean([_jackknife(self._parts(kept, t), SCORES[self.metric]) for t in asked], axis=0)
-                self._pseudo[name] = found if np.isfinite(found).all() else None
+            kept, found = self._kept(key), None
+            if kept is not None:
+                kind = SCORES[self.metric]
+                found = np.mean([_jackknife(self._parts(kept, c), kind) for c in name[1]], axis=0)
+            self._pseudo[name] = found if found is not None and np.isfinite(found).all() else None
         return self._pseudo[name]
 
-    def _kept(self, key: str) -> dict[str, np.ndarray]:
+    def _kept(self, key: str) -> dict[str, np.ndarray] | None:
+        """A run's stored predictions; None where there are none."""
         if key not in self._arrays:
-            self._arrays[key] = results.predictions(self.path, key)
+            try:
+                self._arrays[key] = results.predictions(self.path, key)
+            except FileNotFoundError:
+                return None
         return self._arrays[key]
 
-    def _parts(self, arrays: Mapping[str, np.ndarray], test: str) -> np.ndarray:
+    def _parts(self, arrays: Mapping[str, np.ndarray], condition: str) -> np.ndarray:
         """The summands [n, C] of a run's condition; zeros for a sample of which the condition left nothing."""
-        said, target = arrays[test].astype(np.float64), arrays["target"].astype(np.float64)
-        there = ~np.isnan(said) & ((said >= 0) | (self.metric != "accuracy"))
-        parts = SCORES[self.metric].parts(np.where(there, said, 0), target)
+        predicted, target = arrays[condition].astype(np.float64), arrays["target"].astype(np.float64)
+        there = ~np.isnan(predicted) & ((predicted >= 0) | (self.metric != "accuracy"))
+        parts = SCORES[self.metric].parts(np.where(there, predicted, 0), target)
         return parts * there[:, None]
-
-    def claim(self, words: str, ours: Label, theirs: Label, tests: str | Sequence[str] | None = None) -> dict[str, Any]:
-        """A row of a table of claims: the words, the difference (in points), its interval, seeds, and the verdict."""
-        found = self.compare(ours, theirs, tests)
-        if not found.n:
-            return {"claim": words, "difference": "", "95 % interval": "", "seeds": 0, "verdict": "not run"}
-        return {
-            "claim": words,
-            "difference": self._number(found.mean, "+"),
-            "95 % interval": f"{self._number(found.low, '+')} to {self._number(found.high, '+')}",
-            "seeds": found.n,
-            "verdict": metrics.verdict(found, self._better),
-        }

@@ -370,13 +370,6 @@ case("metrics.learning_balance", metrics.learning_balance, lambda: dict(rms_grad
      rms_gradients=lambda good: [*array(good), -good, good[:, :1], good[0]])
 case("metrics.t_interval", metrics.t_interval, lambda: dict(values=[0.1, 0.2, 0.4], level=0.9), values=array,
      level=number(0.0, 1.0, -1.0))
-case("metrics.paired_bootstrap", metrics.paired_bootstrap,
-     lambda: dict(a=Y(), b=Y(), target=Y(), score=lambda p, t: float((p == t).mean()), resamples=5, level=0.9, seed=0),
-     a=lambda good: [*array(good), good[:-1]], b=lambda good: [*array(good), good[:-1]],
-     target=lambda good: ["x", {}, [], good[:-1]], score=lambda good: ["x", 3, []], resamples=POSITIVE,
-     level=number(0.0, 1.0), seed=FIVE)
-case("metrics.verdict", metrics.verdict, lambda: dict(difference=(0.1, 0.2), claim="less"),
-     difference=lambda good: [None, "x", 3, (1,), ("a", "b"), (2.0, 1.0), (1, 2, 3)], claim=choice)
 
 # missingness
 N = dict(n=POSITIVE, rates=rates, generator=lambda good: ["x", 3, []])

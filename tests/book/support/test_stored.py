@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from book.support import experiments, results
+from book.support import experiments, results, verdicts
 from book.support.stored import SCORES, Stored
 from mmlib import metrics
 
@@ -53,41 +52,35 @@ def test_a_mean_is_over_seeds_and_the_conditions_asked_for(table: Stored) -> Non
     assert table.scores(("good",)) == {0: 0.5, 1: 0.5, 2: 0.5}, "both conditions, not the validation"
     assert table.scores(("good",), "valid") == {0: 0.0, 1: 0.0, 2: 0.0}
     assert table.mean(("good",), "both") == metrics.t_interval([0.75, 0.7, 0.65])
-    assert table.text(("good",), "both").startswith("70.0 ± ")
     assert table.scores(("good",), "no such test") == {}
 
 
 def test_what_is_not_stored_is_not_run(table: Stored) -> None:
     assert table.note() == "2 of 7 runs not run; `fill it` fills them in"
-    assert table.text(("never",)) == "not run"
     assert table.mean(("never",)).n == 0
-    assert table.verdict(("good",), ("never",)) == "not run"
-    assert table.claim("x", ("never",), ("good",)) == {
-        "claim": "x", "difference": "", "95 % interval": "", "seeds": 0, "verdict": "not run",
-    }  # fmt: skip
+    assert table.pair("x", ("good",), ("never",)).ours is None
     assert Stored(table.path.with_name("none.csv"), CELLS, "fill it").note().startswith("7 of 7 runs not run")
 
 
 def test_a_difference_is_paired_by_seed_and_sample(table: Stored) -> None:
-    found = table.compare(("good",), ("bad",), "both")
-    assert (found.n, found.samples) == (2, 20), "the seed that only one of them has does not count"
-    assert math.isclose(found.mean, 0.5)
-    by_hand = metrics.paired_bootstrap(
-        np.stack([right("good", s, "both") for s in (0, 1)]) * 1.0,
-        np.stack([right("bad", s, "both") for s in (0, 1)]) * 1.0,
-        resamples=2000,
-    )
-    assert found == by_hand
-    assert table.verdict(("good",), ("bad",), "both") == "holds"
-    assert table.verdict(("bad",), ("good",), ["both"]) == "contradicted"
-    assert table.claim("good is better", ("good",), ("bad",), "both")["difference"] == "+50.0"
+    pair = table.pair("good", ("good",), ("bad",), "both", group="here")
+    for side, method in ((pair.ours, "good"), (pair.theirs, "bad")):
+        assert side is not None
+        np.testing.assert_allclose(side, np.stack([right(method, s, "both") for s in (0, 1)]) * 1.0)
+    assert (pair.metric, pair.percent, pair.lower, pair.group) == ("accuracy", True, False, "here")
+
+
+def test_conditions_may_differ_on_the_same_samples(table: Stored) -> None:
+    pair = table.pair("x", ("good",), ("good",), "both", "one")
+    assert pair.theirs is not None
+    np.testing.assert_allclose(pair.theirs[0], right("good", 0, "one") * 1.0)
 
 
 def test_without_predictions_the_seeds_alone_are_compared(table: Stored) -> None:
     table.path.with_suffix(".npz").unlink()
-    found = table.compare(("good",), ("bad",), "both")
-    assert (found.n, found.samples) == (2, 1)
-    assert math.isclose(found.mean, 0.5)
+    pair = table.pair("x", ("good",), ("bad",), "both")
+    assert pair.ours is not None
+    np.testing.assert_allclose(pair.ours, [[0.75], [0.7]])
 
 
 def scored(given: dict[str, object]) -> results.Results:
@@ -122,55 +115,27 @@ def scores_path(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("metric", ["f1_non0", "mae"])
-@pytest.mark.parametrize("tests", ["all", "half", None])
-def test_a_difference_of_scores_is_that_of_the_stored_values(scores_path: Path, metric: str, tests: str | None) -> None:
+@pytest.mark.parametrize("conditions", ["all", "half", None])
+def test_a_difference_of_scores_is_that_of_the_stored_values(
+    scores_path: Path, metric: str, conditions: str | None
+) -> None:
     table = Stored(scores_path, SCORED, metric=metric)
-    found = table.compare(("good",), ("bad",), tests)
-    good, bad = (list(table.scores(label, tests).values()) for label in (("good",), ("bad",)))
-    assert math.isclose(found.mean, np.mean(good) - np.mean(bad), abs_tol=1e-6)
-    assert (found.n, found.samples) == (3, 31)
-    assert found.low < found.mean < found.high
-    assert table.verdict(("good",), ("bad",), tests) == "holds", "less is better of an error"
-    assert table.verdict(("bad",), ("good",), tests) == "contradicted"
+    pair = table.pair("x", ("good",), ("bad",), conditions)
+    for side, label in ((pair.ours, ("good",)), (pair.theirs, ("bad",))):
+        assert side is not None
+        assert side.shape == (3, 31)
+        np.testing.assert_allclose(side.mean(1), list(table.scores(label, conditions).values()), atol=1e-6)
+    judged = verdicts.judge([pair, table.pair("y", ("bad",), ("good",), conditions)])
+    assert judged["verdict"][0] in ("supported", "undecided"), "less is better of an error"
+    assert judged["verdict"][1] in ("opposite", "undecided")
+    assert (judged["effect"][0] > 0) == (metric == "f1_non0")
 
 
-def test_an_error_is_shown_in_its_own_unit_and_a_share_in_per_cent(scores_path: Path) -> None:
-    error, share = Stored(scores_path, SCORED, metric="mae"), Stored(scores_path, SCORED, metric="f1_non0")
-    assert error.text(("good",), "all").startswith("0.")
-    assert 50 < float(share.text(("good",), "all").split(" ")[0]) <= 100
-    claim = error.claim("good errs less", ("good",), ("bad",), "all")
-    assert claim["difference"].startswith("-")
-    assert claim["verdict"] == "holds"
-    assert error.samples(("good",), "all") == 31
-    assert error.samples(("good",), "half") == 20
-    assert error.samples(("good",), "none of these") is None
-
-
-def test_the_bootstrap_of_an_error_is_the_one_of_its_samples(scores_path: Path) -> None:
+def test_how_many_samples_a_condition_has(scores_path: Path) -> None:
     table = Stored(scores_path, SCORED, metric="mae")
-    kept = [[results.predictions(scores_path, c) for c in SCORED[label]] for label in (("good",), ("bad",))]
-    error = [np.stack([np.abs(k["all"].astype(float) - k["target"]) for k in runs]) for runs in kept]
-    expected = metrics.paired_bootstrap(*error, resamples=2000)
-    assert np.allclose(table.compare(("good",), ("bad",), "all"), expected)
-
-
-def test_the_bootstrap_of_f1_agrees_with_the_general_one(scores_path: Path) -> None:
-    table = Stored(scores_path, SCORED, metric="f1_non0")
-    kept = [[results.predictions(scores_path, c) for c in SCORED[label]] for label in (("good",), ("bad",))]
-    target = kept[0][0]["target"]
-    said = [np.stack([k["all"] for k in runs]) for runs in kept]
-    f1 = lambda p, t: metrics.msa_scores(p, t)["f1_non0"]
-    expected = metrics.paired_bootstrap(*said, target, f1, resamples=400)
-    found = table.compare(("good",), ("bad",), "all")
-    assert math.isclose(found.mean, expected.mean, abs_tol=1e-9)
-    assert abs(found.low - expected.low) < 0.05
-    assert abs(found.high - expected.high) < 0.05
-
-
-def test_scores_without_predictions_are_compared_by_seeds(scores_path: Path) -> None:
-    scores_path.with_suffix(".npz").unlink()
-    found = Stored(scores_path, SCORED, metric="mae").compare(("good",), ("bad",), "all")
-    assert (found.n, found.samples) == (3, 1)
+    assert table.samples(("good",), "all") == 31
+    assert table.samples(("good",), "half") == 20
+    assert table.samples(("good",), "none of these") is None
 
 
 def test_accuracy_where_a_condition_leaves_nothing_counts_the_rest(tmp_path: Path) -> None:
@@ -182,10 +147,10 @@ def test_accuracy_where_a_condition_leaves_nothing_counts_the_rest(tmp_path: Pat
 
     path = tmp_path / "part.csv"
     experiments.load_or_run(path, [c for m in ("good", "bad") for c in CELLS[m,]], partial)
-    found = Stored(path, CELLS).compare(("good",), ("bad",), "one")
-    hits = {m: np.mean([right(m, s, "one")[5:].mean() for s in (0, 1, 2)]) for m in ("good", "bad")}
-    assert found.samples == 20
-    assert math.isclose(found.mean, hits["good"] - hits["bad"])
+    pair = Stored(path, CELLS).pair("x", ("good",), ("bad",), "one")
+    hits = [right("good", s, "one")[5:].mean() for s in (0, 1, 2)]
+    assert pair.ours is not None
+    np.testing.assert_allclose(pair.ours.mean(1), hits)
 
 
 def test_an_unknown_metric_is_refused(tmp_path: Path) -> None:

@@ -83,6 +83,8 @@ def problems(notebook: Any) -> list[str]:
 
 def clean(notebook: Any) -> Any:
     """``notebook`` without what differs between runs and machines: times, papermill's notes, the kernel's version."""
+    from book.support.story import PLUMBING
+
     for note in ("papermill", "widgets"):
         notebook.metadata.pop(note, None)
     notebook.metadata["kernelspec"] = dict(KERNEL)
@@ -93,6 +95,8 @@ def clean(notebook: Any) -> Any:
             cell.metadata.pop(note, None)
         if cell.metadata.get("tags") == []:
             cell.metadata.pop("tags")
+        if PLUMBING & set(cell.metadata.get("tags", [])):
+            cell.metadata["jupyter"] = {"source_hidden": True}  # JupyterLab collapses it, as the page does
     return notebook
 
 

@@ -6,21 +6,24 @@ The pages' code stays as it is. Here it is only marked, for the style sheet to h
 - in every other cell the lines that a reader of the story has no use for: asserts, calls whose output is what
   is shown (`SHOWN`), and blocks of nothing else. They are given the class of emphasised lines, ``hll``.
 
-A figure gets its alternative text, and a picture of twice the density half its width. Marks for tools at the end of a
-line (noqa, fmt, type: ignore) are taken off. A cell tagged ``opening`` moves in front of the parameters, below the
-title.
+A figure gets its alternative text, and a picture of twice the density half its width. A shown source gets a link to the
+reference. Marks for tools at the end of a line (noqa, fmt, type: ignore) are taken off. A cell tagged ``opening`` moves
+in front of the parameters, below the title.
 """
 
 from __future__ import annotations
 
 import ast
 import html
+import pkgutil
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 from docutils import nodes
 from PIL import Image
+from sphinx import addnodes
 from sphinx.transforms import SphinxTransform
 
 __all__ = ["Story", "hidden_lines", "setup"]
@@ -72,6 +75,41 @@ def _is_plumbing(statement: ast.stmt) -> bool:
     return False
 
 
+def imported(sources: list[str]) -> dict[str, str]:
+    """What the names of a page's imports stand for: ``from mmlib import losses`` makes losses -> mmlib.losses."""
+    names: dict[str, str] = {}
+    for source in sources:
+        try:
+            tree = ast.parse(source)
+        except SyntaxError:
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                names |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+            elif isinstance(node, ast.Import):
+                names |= {alias.asname: alias.name for alias in node.names if alias.asname}
+    return names
+
+
+def shown_things(source: str, names: dict[str, str]) -> list[str]:
+    """The full names of the public things of the library whose source a cell shows."""
+    found = []
+    for node in ast.walk(ast.parse(source)) if "chapter.source" in source else ():
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "chapter.source" and node.args:
+            head, _, rest = ast.unparse(node.args[0]).partition(".")
+            try:
+                thing = pkgutil.resolve_name(f"{names.get(head, head)}.{rest}".rstrip("."))
+            except (ImportError, AttributeError, ValueError):
+                continue
+            module, name = getattr(thing, "__module__", ""), getattr(thing, "__qualname__", "")
+            public = getattr(sys.modules.get(module), "__all__", ())
+            own = name.split(".")[-1]
+            if module.startswith("mmlib.") and name.split(".")[0] in public and not own.startswith("_"):
+                documented = name if thing.__doc__ else name.rpartition(".")[0]  # the reference leaves the others out
+                found.append(f"{module}.{documented}".rstrip("."))
+    return found
+
+
 class Story(SphinxTransform):
     """Mark code and move the opening; see the module."""
 
@@ -87,6 +125,9 @@ class Story(SphinxTransform):
             for block in self._inputs(cell):
                 self._mark(cell, block)
             self._describe(cell)
+        names = imported([block.astext() for cell in cells for block in self._inputs(cell)])
+        for cell in cells:
+            self._refer(cell, names)
         self._move_opening(cells)
 
     @staticmethod
@@ -120,6 +161,20 @@ class Story(SphinxTransform):
                 with Image.open(image["uri"]) as picture:
                     if picture.info.get("dpi", (0, 0))[0] > 200:
                         image["width"] = f"{picture.width // 2}px"
+
+    def _refer(self, cell: nodes.container, names: dict[str, str]) -> None:
+        """Below a shown source, where the reference has it."""
+        things = [thing for block in self._inputs(cell) for thing in shown_things(block.astext(), names)]
+        if not things:
+            return
+        paragraph = nodes.paragraph("", "In the reference: ", classes=["mm-reference"])
+        for i, thing in enumerate(things):
+            link = addnodes.pending_xref(
+                "", nodes.literal("", thing), refdomain="py", reftype="obj", reftarget=thing, refexplicit=True
+            )
+            link["refdoc"] = self.env.docname
+            paragraph += [nodes.Text(", "), link] if i else [link]
+        cell += paragraph
 
     @staticmethod
     def _move_opening(cells: list[nodes.container]) -> None:

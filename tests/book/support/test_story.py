@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from book.support.story import MARKS, hidden_lines
+from book.support.story import MARKS, hidden_lines, imported, shown_things
 
 
 @pytest.mark.parametrize(
@@ -28,3 +28,14 @@ def test_marks_for_tools_are_taken_off() -> None:
     assert (
         MARKS.sub("", "x = f(  # noqa: B023\n    1)  # fmt: skip\ny = 1  # metres") == "x = f(\n    1)\ny = 1  # metres"
     )
+
+
+def test_a_shown_source_is_known_by_its_full_name_unless_it_is_private() -> None:
+    names = imported(["from mmlib import losses, missing as m\nfrom mmlib.baselines import JointTraining"])
+    cell = "chapter.source({}, start='x')"
+    assert shown_things(cell.format("losses.mmd"), names) == ["mmlib.losses.mmd"]
+    assert shown_things(cell.format("m.imbalanced_mask"), names) == ["mmlib.missing.operators.imbalanced_mask"]
+    assert shown_things(cell.format("losses._soft_min"), names) == []
+    assert shown_things(cell.format("JointTraining.forward"), names) == ["mmlib.baselines.joint.JointTraining"]
+    assert shown_things(cell.format("nowhere.at_all"), names) == []
+    assert shown_things("print(1)", names) == []

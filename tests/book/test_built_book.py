@@ -155,6 +155,8 @@ def test_every_page_is_whole(view: str, address: str, browser: Any) -> None:
             problems += [f"{name}: no picture at {src}" for src in empty]
             nameless = page.locator("article img").evaluate_all("images => images.filter(i => !i.alt).map(i => i.src)")
             problems += [f"{name}: no alternative text for {src}" for src in nameless]
+            nameless = page.locator("article .mm-picture svg:not([aria-label])").count()
+            problems += [f"{name}: {nameless} drawings without alternative text"] if nameless else []
             if page.evaluate("document.documentElement.scrollWidth > window.innerWidth + 1"):
                 problems.append(f"{name}: scrolls sideways")
             if view == "dark" and page.evaluate("document.documentElement.dataset.theme") != "dark":
@@ -187,6 +189,55 @@ def test_dark_pages_keep_figures_on_a_light_card(address: str, browser: Any) -> 
         settle(page)
         assert brightness(page, "body") < 60
         assert brightness(page, "article figure img") > 240
+        assert not wrong
+
+
+def test_one_switch_shows_all_code(address: str, browser: Any) -> None:
+    with opened(browser, address, DESKTOP) as (page, wrong):
+        page.goto(f"{address}/{SHAPLEY}")
+        settle(page)
+        plumbing, hidden = page.locator(".cell.mm-plumbing > .cell_input"), page.locator(".cell_input .hll")
+        assert plumbing.count() > 3
+        assert hidden.count() > 3
+        switch = page.locator("button.mm-code-switch")
+        assert switch.count() == 1
+        assert not plumbing.first.is_visible()
+        assert not hidden.first.is_visible()
+        switch.click()
+        assert plumbing.first.is_visible()
+        assert hidden.first.is_visible()
+        page.reload()
+        settle(page)
+        assert plumbing.first.is_visible(), "the choice is remembered"
+        page.locator("button.mm-code-switch").click()
+        assert not plumbing.first.is_visible()
+        assert not wrong
+
+
+@pytest.mark.parametrize("options", [DESKTOP, DARK, PHONE], ids=["desktop", "dark", "phone"])
+def test_a_page_opens_with_verdict_and_card_and_its_tables_scroll_by_themselves(
+    options: dict[str, Any], address: str, browser: Any
+) -> None:
+    with opened(browser, address, options) as (page, wrong):
+        for name in PAGES:
+            if not name.startswith(("book/foundations/", "book/methods/", "book/evidence/")):
+                continue
+            page.goto(f"{address}/{name}")
+            settle(page)
+            parts = [".mm-card"] if name.startswith("book/foundations/") else [".mm-verdict", ".mm-card"]
+            for part in parts:
+                assert page.locator(part).count() == 1, f"{name}: one {part}"
+                top = page.locator(part).evaluate("e => e.getBoundingClientRect().top + scrollY")
+                first = page.locator("article h2").first.evaluate("e => e.getBoundingClientRect().top + scrollY")
+                assert top < first, f"{name}: {part} stands before the first section"
+            wide = page.locator(".mm-scroll").evaluate_all(
+                "boxes => boxes.filter(b => b.getBoundingClientRect().right > innerWidth + 1).length"
+            )
+            assert not wide, f"{name}: {wide} tables wider than the window"
+            if options is DARK and page.locator(".output.text_html:has(.mm-table)").count():
+                ground = page.locator(".output.text_html:has(.mm-table)").first
+                colour = ground.evaluate("e => getComputedStyle(e).backgroundColor")
+                assert colour == "rgba(0, 0, 0, 0)", f"{name}: tables stand on the page itself"
         assert not wrong
 
 

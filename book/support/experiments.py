@@ -63,7 +63,7 @@ def load_or_run(
     """The rows of all ``configs``: stored ones are loaded, the others are run and stored as each of them finishes.
 
     path : the results file, a CSV; predictions go to an ``.npz`` of the same name beside it
-    run : config -> rows, each with at least ``metric`` and ``value`` and any other of `COLUMNS`, or `Rows`; default
+    run : config -> rows, each with at least ``metric`` and ``value`` and any other of `COLUMNS`, or `Results`; default
         `train_and_score`
     workers : processes; 1 runs here. With ``backend="dask"`` the runs go to ``client``, or to a local cluster of so
         many processes; other backends are joblib's

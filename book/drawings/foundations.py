@@ -100,7 +100,7 @@ def repairs(table: Any, columns: Mapping[str, str]) -> Any:
         for y, value in enumerate(ordered[column]):
             text = f"{value:.0f}" if value >= 10 else f"{value:.2f}"
             ax.annotate(text, (max(value, 0), y), (3, 0), textcoords="offset points", va="center")
-        ax.set_title(title.replace(", ", ",\n"), fontsize=10)
+        ax.set_title(title.replace(" ", "\n", 1), fontsize=10)
         ax.set_xlim(0, 1.45 * float(ordered[column].max()))
         ax.set_xticks([])
         ax.spines["bottom"].set_visible(False)

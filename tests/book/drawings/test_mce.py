@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from book.drawings import mce as drawings
-from book.support import pictures
 from mmlib import coalitions
 from mmlib.methods.mce import learning_state_factor
 
@@ -41,7 +40,3 @@ def test_the_overview_names_every_part() -> None:
     drawn = " ".join(words(drawings.overview()))
     for part in ("$A_m$", "$B_m$", "$U_m$", "phi_m", "single", "aux", "sub", "task", "reconstruction"):
         assert part in drawn
-
-
-def test_compact_pictures_do_nothing_outside_a_notebook() -> None:
-    pictures.compact()

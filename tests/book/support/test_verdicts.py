@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from book.support import forest, stored, verdicts
+from book.support import forest, stored, vector, verdicts
 from mmlib import metrics, statistics
 
 
@@ -105,3 +105,20 @@ def test_a_forest_plot_is_svg_in_the_pages_ink_and_says_everything_in_text() -> 
     for word in ("rival", "not run", "supported", "opposite", "mfeat", "exploratory", "paper"):
         assert word in one.markup, word
     assert "digits | other | not run" in str(one)
+
+
+def test_a_figure_on_which_light_things_lie_keeps_a_card_and_its_ink() -> None:
+    import matplotlib.pyplot as plt
+
+    vector.inline()  # nothing happens outside a notebook
+    with plt.rc_context({"axes.edgecolor": "#555555"}):
+        plain, card = plt.figure(), plt.figure()
+        plain.add_subplot().plot([0, 1], color="#7d1287")
+        card.add_subplot().imshow([[0, 1]])
+    drawn, kept = vector.svg(plain, "a line"), vector.svg(card, "a picture", text="two cells")
+    assert "currentColor" in drawn.markup
+    assert "var(--mm-purple, #7d1287)" in drawn.markup
+    assert "background:#fff" not in drawn.markup
+    assert "background:#fff" in kept.markup
+    assert "currentColor" not in kept.markup
+    assert (str(drawn), str(kept)) == ("a line", "two cells")

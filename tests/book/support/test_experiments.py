@@ -576,7 +576,7 @@ def test_train_and_score_on_real_dialogues(real_data: Path) -> None:
         "data": "dialogue",
         "data_root": str(path),
         "backbone": "MMGCNBackbone",
-        "backbone_options": NETS["mmgcn"],
+        "backbone_options": NETS["MMGCNBackbone"],
     }
     config |= {"train": {"epochs": 1, "batch_size": 16}, "conditions": "subsets", "profile": "tiny"}
     rows = train_and_score(config)

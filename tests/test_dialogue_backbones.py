@@ -776,10 +776,10 @@ def test_bad_configurations(config, options, message):
 
 
 @pytest.mark.slow
-def test_readings_and_data(talk):
+def test_presets_and_data(talk):
     for net in ("mmgcn", "mmdfn"):
         kind = NETS[net][0]
-        with pytest.raises(ValueError, match=r"reading: expected 'balm' or 'original', got 'mine'"):
+        with pytest.raises(ValueError, match=r"preset: expected 'balm' or 'original', got 'mine'"):
             kind.for_data(talk["train"], preset="mine")
         with pytest.raises(ValueError, match="data: expected dialogues"):
             kind.for_data(data.load("synthetic", sizes=(4, 4, 4))["train"])

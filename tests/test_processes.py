@@ -226,7 +226,7 @@ def test_two_processes_train_every_method_like_one(tmp_path: Path) -> None:
 
     assert "SelfMMTraining supports one process" in first["refused self-mm"]
     assert "cos_on: 'grad' supports one process" in first["refused balm"]
-    assert "PMR supports one process with dialogues" in second["refused pmr"]
+    assert "PMR runs dialogues in one process" in second["refused pmr"]
     assert one["mbt-sample"]["terms"][-1] > len(DATA)  # its second epoch has copies
 
     x = torch.arange(6.0).reshape(3, 2)

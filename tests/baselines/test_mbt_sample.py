@@ -348,7 +348,7 @@ def test_the_runner_knows_it() -> None:
     rows = train_and_score(
         {"data": "digits", "method": "MBTSample", "method_options": {"warmup": 1, "weak": "each"}, "train": train}
     )
-    assert {row["method"] for row in rows} == {"mbt_sample"}
+    assert {row["method"] for row in rows} == {"MBTSample"}
     assert rows[-1]["value"] > 0.5
 
 

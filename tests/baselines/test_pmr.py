@@ -329,7 +329,7 @@ def test_it_learns_digits_with_parts_missing() -> None:
 def test_the_runner_knows_it() -> None:
     train = {"epochs": 3, "lr": 3e-3}
     rows = train_and_score({"data": "digits", "method": "PMR", "method_options": {"share": 0.1}, "train": train})
-    assert {row["method"] for row in rows} == {"pmr"}
+    assert {row["method"] for row in rows} == {"PMR"}
     assert rows[-1]["value"] > 0.5
     with pytest.raises(ValueError, match="method: expected classes for 'pmr', whose prototypes are class means"):
         train_and_score({"data": "synthetic", "data_options": {"task": "regression"}, "method": "PMR"})

@@ -331,7 +331,7 @@ def test_the_runner_knows_it() -> None:
     rows = train_and_score({"data": "digits", "method": "PMR", "method_options": {"share": 0.1}, "train": train})
     assert {row["method"] for row in rows} == {"PMR"}
     assert rows[-1]["value"] > 0.5
-    with pytest.raises(ValueError, match="method: expected classes for 'pmr', whose prototypes are class means"):
+    with pytest.raises(ValueError, match="data: expected classes, whose means are PMR's prototypes"):
         train_and_score({"data": "synthetic", "data_options": {"task": "regression"}, "method": "PMR"})
 
 

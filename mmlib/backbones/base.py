@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -142,6 +142,28 @@ _USUAL: dict[str, Any] = {  # as `TrainConfig` has them
     "seed": 0,
     "device": "auto",
 }
+
+
+class OnBackbone:
+    """The one constructor of methods on a backbone that need no first stage: what such a method adds to its bases."""
+
+    @classmethod
+    def _check_data(cls, data: MultimodalDataset) -> None:
+        """Raise ValueError for a data set that the method cannot take."""
+
+    @classmethod
+    def for_data(
+        cls,
+        data: MultimodalDataset,
+        backbone: Any = None,
+        valid: MultimodalDataset | None = None,
+        config: Any = None,
+        **options: Any,
+    ) -> Self:
+        """The method on a backbone for this data set; ``valid`` and ``config``, of a first stage, are not used."""
+        cls._check_data(DATASET("data", data))
+        made: Any = cls
+        return made(backbone, **options)
 
 
 def check_splits(model: Any, train: Any, valid: Any) -> None:

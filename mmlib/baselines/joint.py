@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 
-from ..backbones.base import Backbone
-from ..batch import DATASET, MultimodalBatch, MultimodalDataset, Output
+from ..backbones.base import Backbone, OnBackbone
+from ..batch import MultimodalBatch, Output
 from ..checks import RATE, Is
 from ..losses import task_loss
 
 __all__ = ["JointTraining"]
 
 
-class JointTraining(nn.Module):
+class JointTraining(OnBackbone, nn.Module):
     """A backbone with the task loss.
 
     modality_dropout : in training each present modality of each sample is switched off with this probability; a
@@ -26,19 +24,6 @@ class JointTraining(nn.Module):
         super().__init__()
         self.backbone: nn.Module = Is("an nn.Module", nn.Module)("backbone", backbone)
         self.modality_dropout = RATE("modality_dropout", modality_dropout)
-
-    @classmethod
-    def for_data(
-        cls,
-        data: MultimodalDataset,
-        backbone: Any = None,
-        valid: MultimodalDataset | None = None,
-        config: Any = None,
-        **options: Any,
-    ) -> Any:
-        """As every method's: on a backbone for this data set. It has no first stage."""
-        DATASET("data", data)
-        return cls(backbone, **options)
 
     def forward(self, batch: MultimodalBatch) -> Output:
         if self.training and self.modality_dropout:

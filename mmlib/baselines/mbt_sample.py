@@ -8,12 +8,12 @@ more often, alone.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from ..backbones.base import Backbone
+from ..backbones.base import Backbone, OnBackbone
 from ..batch import DATASET, MultimodalBatch, MultimodalDataset, Output
 from ..checks import Array, Is, Number, OneOf, Whole
 from ..coalitions import coalition_masks, shapley_values, subset_values
@@ -58,7 +58,7 @@ def resampling_copies(shapley: Tensor, present: Tensor, weak: str = "auto") -> T
     return torch.where(chosen, copies, 0)
 
 
-class MBTSample(nn.Module):
+class MBTSample(OnBackbone, nn.Module):
     """Joint training, and after ``warmup`` epochs each epoch also holds samples with their weak modality alone.
 
     At the start of such an epoch every training sample's Shapley values are computed with the current weights, in eval
@@ -84,19 +84,6 @@ class MBTSample(nn.Module):
         self.tolerance = Number(0)("tolerance", tolerance)
         self.rows = Whole(1)("rows", rows)
         self.last: dict[str, Tensor] = {}
-
-    @classmethod
-    def for_data(
-        cls,
-        data: MultimodalDataset,
-        backbone: Any = None,
-        valid: MultimodalDataset | None = None,
-        config: Any = None,
-        **options: Any,
-    ) -> MBTSample:
-        """As every method's: on a backbone for this data set. It has no first stage."""
-        DATASET("data", data)
-        return cls(backbone, **options)
 
     def forward(self, batch: MultimodalBatch) -> Output:
         logits = self.backbone(batch)

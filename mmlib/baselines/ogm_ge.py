@@ -7,13 +7,13 @@ BALM, for any number of modalities of which any may be missing.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from ..backbones.base import BACKBONE, Backbone
-from ..batch import BATCH, DATASET, MultimodalBatch, MultimodalDataset, Output
+from ..backbones.base import BACKBONE, Backbone, OnBackbone
+from ..batch import BATCH, MultimodalBatch, MultimodalDataset, Output
 from ..checks import Array, Flag, Maybe, Number, OneOf, Several, Whole
 from ..coalitions import coalition_logits
 from ..gradients import EncoderGradients, Part, encoders_of, reduce_sums
@@ -42,7 +42,7 @@ def ogm_coefficients(score: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
     return ratio, torch.where(ahead, 1 - torch.tanh(alpha * ratio), 1.0)
 
 
-class OGMGE(nn.Module):
+class OGMGE(OnBackbone, nn.Module):
     """A backbone with the task loss, whose encoders' gradients are modulated on the fly.
 
     The score of a modality is the sum, over the mini-batch, of the probability that the backbone gives to the right
@@ -96,18 +96,9 @@ class OGMGE(nn.Module):
         self.register_buffer("last_values", torch.zeros(3, len(backbone.modalities)))
 
     @classmethod
-    def for_data(
-        cls,
-        data: MultimodalDataset,
-        backbone: Any = None,
-        valid: MultimodalDataset | None = None,
-        config: Any = None,
-        **options: Any,
-    ) -> OGMGE:
-        """As every method's: on a backbone for this data set, whose targets are classes or labels."""
-        if DATASET("data", data).info.get("task") == "regression":
+    def _check_data(cls, data: MultimodalDataset) -> None:
+        if data.info.get("task") == "regression":
             raise ValueError("data: expected classes, whose probabilities OGM-GE compares, got scores")
-        return cls(backbone, **options)
 
     @property
     def last(self) -> dict[str, Tensor]:

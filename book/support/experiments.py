@@ -29,7 +29,7 @@ import torch
 
 from mmlib.batch import MultimodalDataset
 from mmlib.checks import PATH, Flag, Function, Is, Maybe, Named, OneOf, Several, Text, Whole, check_known
-from mmlib.training import TrainConfig, fit, predict, random_state
+from mmlib.training import History, TrainConfig, fit, predict, random_state
 
 from .results import Claims, Config, Results, append, canonical, complete, config_hash, frame_of, keys_of, read
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from mmlib.missing import MissingPlan
 
-__all__ = ["Setting", "backbone_class", "load_or_run", "method_class", "subsets", "train_and_score"]
+__all__ = ["CURVES", "Setting", "backbone_class", "load_or_run", "method_class", "subsets", "train_and_score"]
 
 Run = Callable[[Config], list[dict[str, Any]]]
 Done = tuple[str, list[dict[str, Any]], dict[str, np.ndarray], str | None]  # key, rows, predictions, traceback
@@ -415,6 +415,8 @@ def _evaluator(config: str, hidden: _Hidden) -> Any:
     return net.eval()
 
 
+CURVES = ("curve of training", "curve of validation")  # stored with a run's predictions, a number an epoch
+
 DEFAULTS: Config = {
     "data": "digits",
     "data_root": None,
@@ -441,7 +443,7 @@ def train_and_score(config: Config, own: Mapping[str, Any] | None = None) -> Res
     Weights, order and dropout follow ``seed``; selection is on validation, whose metric is the result of the condition
     "valid". Results: per condition ``accuracy`` for classes, or the metrics of `metrics.msa_scores` for scores or of
     `metrics.multilabel_scores` for bool labels, over the n samples of which the condition leaves something; seconds of
-    training; peak memory of the process, or of the GPU.
+    training; peak memory of the process, or of the GPU. With the predictions are stored the curves (`CURVES`).
 
     Of dialogues the samples are the real utterances: n counts them, classes have ``weighted_f1`` besides, predictions
     and target are stored for them alone, dialogue by dialogue, and ``ids`` says whose each is.
@@ -513,8 +515,19 @@ def train_and_score(config: Config, own: Mapping[str, Any] | None = None) -> Res
     kept["target"] = target.astype(np.float32 if test.target.is_floating_point() else np.int16)
     ids = test.ids.cpu()
     kept["ids"] = ids.reshape(*ids.shape, *[1] * (samples.ndim - ids.ndim)).expand(samples.shape)[samples].numpy()
-    rows.predictions = kept
+    rows.predictions = {**kept, **_curves(history, training.monitor)}
     return rows
+
+
+def _curves(history: History, monitor: str | None) -> dict[str, np.ndarray]:
+    """The run's curves as `CURVES` names them, float32 [epochs]: the training loss, and the metric that selects."""
+    names = {name for epoch in history.epochs for name in epoch}
+    chosen = next((f"valid_{m}" for m in (monitor, "accuracy", "mae", "macro_f1") if f"valid_{m}" in names), None)
+    return {
+        kept: np.array([epoch.get(name, math.nan) for epoch in history.epochs], np.float32)
+        for kept, name in zip(CURVES, ("train_loss", chosen), strict=True)
+        if name in names
+    }
 
 
 @functools.lru_cache(maxsize=2)
@@ -555,7 +568,7 @@ def _conditions(given: Any, test: MultimodalDataset, seed: int) -> Iterator[tupl
         yield from _conditions(subsets(test.modalities), test, seed)
     elif isinstance(given, Mapping):
         for name, what in given.items():
-            if name in ("valid", "target", "ids"):
+            if name in ("valid", "target", "ids", *CURVES):
                 raise ValueError(f"conditions: expected another name than {name!r}, which the results use themselves")
             if isinstance(what, Mapping):
                 plan = _plan(what, seed)

@@ -41,6 +41,7 @@ __all__ = [
     "picture",
     "presence_grid",
     "reliability",
+    "training_curves",
     "use_style",
 ]
 
@@ -418,6 +419,35 @@ def loss_curve(
     ax.set_title(title)
     ax.legend()
     return ax
+
+
+def training_curves(curves: Mapping[str, Mapping[str, Any]], *, metric: str = "validation") -> Figure:
+    """The training and validation curves of several methods, side by side: the mean over seeds, and their range.
+
+    curves : method -> what `stored.Stored.curves` gives: "curve of training", "curve of validation" [seeds, epochs]
+    metric : what the validation curve shows
+
+    Raises ValueError where no method has curves.
+    """
+    drawn = {name: lines for name, lines in curves.items() if lines}
+    if not drawn:
+        raise ValueError(f"curves: expected curves of a method, got none of {list(curves)}")
+    fig, axes = figure("wide", 1, 2)
+    for ax, kind, ylabel in zip(axes, ("training", "validation"), ("training loss", metric), strict=True):
+        for name, lines in drawn.items():
+            if (found := lines.get(f"curve of {kind}")) is None:
+                continue
+            found = _array(f"curves[{name!r}]", found).astype(float)
+            epochs = np.arange(1, found.shape[1] + 1)
+            there = ~np.isnan(found).all(0)
+            ax.plot(epochs[there], np.nanmean(found[:, there], 0), color=colour(name), label=name)
+            low, high = (np.nanquantile(found[:, there], q, axis=0) for q in (0, 1))
+            ax.fill_between(epochs[there], low, high, color=colour(name), alpha=0.15, lw=0)
+        ax.grid(True)
+        ax.set_xlabel("epoch")
+        ax.set_ylabel(ylabel)
+    _legend_above(axes[0])
+    return fig
 
 
 def heat_map(

@@ -7,13 +7,13 @@ gives). What is not stored is "not run"; nothing is ever run here.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from book.support import results, verdicts
+from book.support import experiments, results, verdicts
 from mmlib import metrics
 from mmlib.metrics import Interval
 
@@ -154,6 +154,33 @@ class Stored:
         """The mean over seeds with Student's interval; NaN with n = 0 where nothing is stored."""
         scores = list(self.scores(label, conditions).values())
         return metrics.t_interval(scores) if scores else NOT_RUN
+
+    def best(self, labels: Iterable[Label]) -> Label:
+        """Of several cells the one whose mean on the validation split is best: what a tuned method is shown at.
+
+        The first of equals; what is not run counts as the worst. Raises ValueError where none is run.
+        """
+        sign = -1 if SCORES[self.metric].lower else 1
+        found = {label: sign * self.mean(label, "valid").mean for label in labels}
+        there = {label: mean for label, mean in found.items() if not math.isnan(mean)}
+        if not there:
+            raise ValueError(f"labels: expected cells with runs, got {list(found)}, of which none is run")
+        return max(there, key=lambda label: there[label])
+
+    def curves(self, label: Label) -> dict[str, np.ndarray]:
+        """The curves of a cell's runs by name (`experiments.CURVES`): [seeds, epochs], NaN after a run's last epoch.
+
+        Runs stored before curves were kept have none; where none has one the dict is empty.
+        """
+        found = {}
+        for name in experiments.CURVES:
+            kept = [self._kept(key) or {} for key in self.keys[label]]
+            lines = [arrays[name] for arrays in kept if name in arrays]
+            if lines:
+                found[name] = np.full((len(lines), max(map(len, lines))), math.nan)
+                for row, line in zip(found[name], lines, strict=True):
+                    row[: len(line)] = line
+        return found
 
     def samples(self, label: Label, condition: str) -> int | None:
         """How many test samples a condition was scored on; None where nothing is stored."""

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 
-from book.support.experiments import load_or_run, subsets, train_and_score
+from book.support.experiments import CURVES, load_or_run, subsets, train_and_score
 from book.support.results import COLUMNS, Results, config_hash, grid, load_results, missing_runs, not_run, predictions
 from mmlib import data as sources
 from mmlib.baselines import JointTraining
@@ -469,6 +469,10 @@ def test_train_and_score_on_every_subset() -> None:
         assert row["value"] == pytest.approx(float(np.mean(found == target)))
     assert rows[-1]["value"] > 0.5
     assert rows[-1]["peak_memory_mb"] > 10
+    training, validation = (rows.predictions[name] for name in CURVES)
+    assert len(training) == len(validation) == 2
+    assert training[1] < training[0]
+    assert validation.max() == pytest.approx(rows[0]["value"])
     plan = MissingPlan("bernoulli", rates=[0.3, 0.3, 0.3], seed=3)
     assert rows[0]["mask_hash"].split("/")[0] == plan.draw(sources.load("digits")["train"]).fingerprint[:12]
     again = train_and_score({**SMALL, "train_plan": {"kind": "bernoulli", "rates": [0.3, 0.3, 0.3]}, "seed": 3})

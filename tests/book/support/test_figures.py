@@ -181,6 +181,16 @@ def test_loss_curve_reads_a_history():
         f.loss_curve([])
 
 
+def test_training_curves_are_the_mean_over_seeds_as_far_as_a_run_goes():
+    lines = {"curve of training": [[3.0, 1.0, np.nan], [1.0, 1.0, 0.5]], "curve of validation": [[0.2, 0.4, 0.5]]}
+    one, two = f.training_curves({"a": lines, "never run": {}}, metric="accuracy").axes
+    assert one.lines[0].get_ydata().tolist() == [2.0, 1.0, 0.5]
+    assert two.lines[0].get_xdata().tolist() == [1, 2, 3]
+    assert (one.get_ylabel(), two.get_ylabel()) == ("training loss", "accuracy")
+    with pytest.raises(ValueError, match=r"expected curves of a method, got none of \['never run'\]"):
+        f.training_curves({"never run": {}})
+
+
 def test_heat_map_prints_its_numbers_and_its_holes():
     ax = f.heat_map([[0.1, 0.9], [np.nan, 0.5]], ["a", "b"], ["x", "y"], label="accuracy")
     assert [t.get_text() for t in ax.texts] == ["0.10", "0.90", "not run", "0.50"]

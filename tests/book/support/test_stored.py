@@ -32,6 +32,8 @@ def run(given: dict[str, object]) -> results.Results:
         kept[test] = np.where(hits, TARGET, (TARGET + 1) % 4).astype(np.int16)
         rows.append({"condition": test, "metric": "accuracy", "value": float(hits.mean()), "n": 20})
     rows.append({"condition": "valid", "metric": "accuracy", "value": 0.0, "n": 9})
+    if given["seed"]:  # the first seed is a run from before curves were kept
+        kept["curve of validation"] = np.linspace(0, 1, 2 + int(given["seed"]), dtype=np.float32)  # type: ignore[call-overload]
     rows.predictions = kept
     return rows
 
@@ -53,6 +55,20 @@ def test_a_mean_is_over_seeds_and_the_conditions_asked_for(table: Stored) -> Non
     assert table.scores(("good",), "valid") == {0: 0.0, 1: 0.0, 2: 0.0}
     assert table.mean(("good",), "both") == metrics.t_interval([0.75, 0.7, 0.65])
     assert table.scores(("good",), "no such test") == {}
+
+
+def test_the_best_cell_is_the_one_that_validation_prefers(table: Stored) -> None:
+    assert table.best([("bad",), ("good",), ("never",)]) == ("bad",), "the first of equals"
+    with pytest.raises(ValueError, match=r"labels: expected cells with runs, got \[\('never',\)\]"):
+        table.best([("never",)])
+
+
+def test_curves_are_a_line_a_seed_as_far_as_they_go(table: Stored) -> None:
+    assert table.curves(("never",)) == {}
+    found = table.curves(("good",))
+    assert list(found) == ["curve of validation"]
+    lines = [[0, 0.5, 1, np.nan], [0, 1 / 3, 2 / 3, 1]]
+    np.testing.assert_allclose(found["curve of validation"], lines, rtol=1e-6)
 
 
 def test_what_is_not_stored_is_not_run(table: Stored) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
 import json
 import os
 import shutil
@@ -31,6 +32,7 @@ STATUS, SPEED = ROOT / "book" / "status.md", ROOT / "book" / "speed.md"
 BENCHMARKS = ROOT / "tests" / "benchmarks" / "results"
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 VERSIONS = ("torch", "numpy", "scikit-learn", "matplotlib")
+STAMP = "fingerprint.txt"  # what the copies were made of
 COPIED = {".md", ".ipynb", ".bib", ".csv", ".py", ".png", ".svg", ".css", ".js"}
 REDIRECT = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>Learning with missing modalities</title>
@@ -153,7 +155,32 @@ def prepare(folder: Path = SOURCES) -> list[Path]:
         if file.is_file() and not hidden and file.suffix in COPIED | {".yml"}:
             (folder / inside).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, folder / inside)
+    (folder / STAMP).write_text(fingerprint())
     return [folder / p.relative_to(ROOT) for p in chapters() if _name(p) in contents()]
+
+
+def fingerprint() -> str:
+    """Of all that the copies are made of and run on: pages, chapters, what stands behind them, and the library."""
+    files = [
+        ROOT / "_config.yml",
+        ROOT / "_toc.yml",
+        *(p for top in ("book", "mmlib") for p in (ROOT / top).rglob("*")),
+    ]
+    found = hashlib.sha256()
+    for file in sorted(files):
+        if file.suffix in COPIED | {".yml"} and file.is_file():
+            found.update(
+                file.relative_to(ROOT).as_posix().encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest()
+            )
+    return found.hexdigest()
+
+
+def stale(folder: Path = SOURCES) -> str:
+    """Why the copies in ``folder`` are not what a book can be built from; empty where they are."""
+    if not (folder / STAMP).exists():
+        return "No executed copies"
+    same = (folder / STAMP).read_text() == fingerprint()
+    return "" if same else "Book or library changed since the chapters were executed"
 
 
 def execute(copies: Sequence[Path], processes: int | None = None) -> None:
@@ -180,12 +207,13 @@ def execute(copies: Sequence[Path], processes: int | None = None) -> None:
 
 
 def html(sources: Path = SOURCES, output: Path = ROOT) -> Path:
-    """Build ``sources`` (made by `prepare` where there are none) into ``output/_build/html``; its index.
+    """Build ``sources`` into ``output/_build/html``; its index. Warnings are errors, every reference must resolve.
 
-    Every warning is an error, and every reference must resolve.
+    Where there are no ``sources``, or book or library changed since `prepare` made them, they are made first, with
+    the committed outputs.
     """
-    if not (sources / "_toc.yml").exists():
-        print("No executed copies: building from the committed outputs.", flush=True)
+    if why := stale(sources):
+        print(f"{why}: building from the committed outputs.", flush=True)
         prepare(sources)
     shutil.rmtree(output / "_build" / "html", ignore_errors=True)
     environment = dict(os.environ)

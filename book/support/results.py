@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import functools
 import hashlib
 import io
 import itertools
@@ -186,8 +187,19 @@ def predictions(path: str | Path, config: Mapping[str, Any] | str) -> dict[str, 
 
 
 def _unpacked(file: Path, key: str) -> dict[str, np.ndarray]:
-    with np.load(file, allow_pickle=False) as arrays:
-        return {name.removeprefix(f"{key}/"): arrays[name] for name in arrays.files if name.startswith(f"{key}/")}
+    about = file.stat()  # a file that another process replaced is another one
+    arrays, names = _opened(file, about.st_mtime_ns, about.st_ino, about.st_size)
+    return {name.partition("/")[2]: arrays[name] for name in names.get(key, ())}
+
+
+@functools.lru_cache(maxsize=8)
+def _opened(file: Path, *version: int) -> tuple[Any, dict[str, list[str]]]:
+    """The open archive and each run's arrays in it: a page asks for hundreds of runs of one table."""
+    arrays = np.load(file, allow_pickle=False)
+    names: dict[str, list[str]] = {}
+    for name in arrays.files:
+        names.setdefault(name.partition("/")[0], []).append(name)
+    return arrays, names
 
 
 def _pack(file: Path, key: str, arrays: Mapping[str, np.ndarray]) -> None:

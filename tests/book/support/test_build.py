@@ -91,7 +91,21 @@ def test_prepare_copies_the_book_and_nothing_else(tmp_path: Path) -> None:
     copies = build.prepare(tmp_path / "src")
     assert [c.name for c in copies] == [c.name for c in build.chapters()]
     names = {p.relative_to(tmp_path / "src").parts[0] for p in (tmp_path / "src").rglob("*")}
-    assert names == {"_config.yml", "_toc.yml", "book"}
+    assert names == {"_config.yml", "_toc.yml", "book", build.STAMP}
+
+
+def test_copies_are_stale_when_the_book_or_the_library_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert build.stale(tmp_path) == "No executed copies"
+    build.prepare(tmp_path / "src")
+    assert build.stale(tmp_path / "src") == ""
+    before, library = build.fingerprint(), tmp_path / "mmlib"
+    library.mkdir()
+    (library / "added.py").write_text("x = 1\n")
+    for top in ("book", "_config.yml", "_toc.yml"):
+        (tmp_path / top).symlink_to(build.ROOT / top)
+    monkeypatch.setattr(build, "ROOT", tmp_path)
+    assert build.fingerprint() != before
+    assert build.stale(tmp_path / "src") == "Book or library changed since the chapters were executed"
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ import torch
 
 from mmlib.batch import MultimodalDataset
 from mmlib.checks import PATH, Flag, Function, Is, Maybe, Named, OneOf, Several, Text, Whole, check_known
-from mmlib.training import History, TrainConfig, fit, predict, random_state
+from mmlib.training import History, State, TrainConfig, fit, predict, random_state
 
 from .results import Claims, Config, Results, append, canonical, complete, config_hash, frame_of, keys_of, read
 
@@ -249,10 +249,11 @@ class Setting:
     plan: MissingPlan | None  # the train plan where it resamples; ``whole`` is what it masks
     whole: MultimodalDataset
 
-    def fit(self, method: Any, training: TrainConfig | None = None) -> Any:
+    def fit(self, method: Any, training: TrainConfig | None = None, callbacks: Sequence[Any] = ()) -> Any:
         """`training.fit`: a mask that stays is drawn once, for all that this run trains."""
         train = self.train if self.plan is None else self.whole
-        return fit(method, train, self.valid, training or self.training, train_plan=self.plan)
+        given = training or self.training
+        return fit(method, train, self.valid, given, train_plan=self.plan, callbacks=callbacks)
 
 
 def backbone_class(name: str) -> Any:
@@ -429,6 +430,7 @@ DEFAULTS: Config = {
     "train_plan": None,  # MissingPlan.from_dict; without a seed, the run's
     "valid_plan": "train",  # another plan, None for all that is there, or "train": the train plan, on these samples
     "conditions": "complete",  # "complete", "subsets", {name: plan or list of modalities}, or a list of these
+    "last_epoch": False,  # True: every condition is also scored with the weights of the last epoch
     "train": {},  # fields of TrainConfig
     "seed": 0,
     "profile": "quick",
@@ -446,7 +448,8 @@ def train_and_score(config: Config, own: Mapping[str, Any] | None = None) -> Res
     training; peak memory of the process, or of the GPU. With the predictions are stored the curves (`CURVES`).
 
     Of dialogues the samples are the real utterances: n counts them, classes have ``weighted_f1`` besides, predictions
-    and target are stored for them alone, dialogue by dialogue, and ``ids`` says whose each is.
+    and target are stored for them alone, dialogue by dialogue, and ``ids`` says whose each is. With ``last_epoch`` the
+    condition "same" has a second one, "same, last epoch": the same training without selection.
 
     own : classes of methods by name, besides those of `mmlib`
     conditions : "complete" (what is there), "subsets" (every non-empty subset of the modalities, named "image+audio"),
@@ -483,8 +486,8 @@ def train_and_score(config: Config, own: Mapping[str, Any] | None = None) -> Res
     setting = Setting(given, masked, valid, training, resampled, train)
 
     with random_state(given["seed"]), _Memory() as memory:
-        method = _build(setting, own)
-        history = setting.fit(method)
+        method, last = _build(setting, own), _LastEpoch()
+        history = setting.fit(method, callbacks=[last] if given["last_epoch"] else [])
     common: dict[str, Any] = {
         **{name: given[name] for name in ("method", "backbone", "data", "seed", "profile")},
         "data_hash": hashlib.sha256(
@@ -501,7 +504,11 @@ def train_and_score(config: Config, own: Mapping[str, Any] | None = None) -> Res
             if f"valid_{metric}" in chosen:
                 score = {"metric": metric, "value": chosen[f"valid_{metric}"], "n": int(_samples(valid).sum())}
                 rows.append({**common, "condition": "valid", "mask_hash": f"{mask[:12]}/-", **score})
-    for name, condition, fingerprint in _conditions(given["conditions"], test, given["seed"]):
+    tested = [(*one, False) for one in _conditions(given["conditions"], test, given["seed"])]
+    tested += [(f"{name}, last epoch", *rest, True) for name, *rest, _ in tested if given["last_epoch"]]
+    for name, condition, fingerprint, at_end in tested:
+        if at_end:
+            method.load_state_dict(last.weights)
         scored, places = _with_any(condition)
         logits = predict(method, scored)
         count = int((_samples(scored) & scored.present.cpu().any(-1)).sum())
@@ -517,6 +524,16 @@ def train_and_score(config: Config, own: Mapping[str, Any] | None = None) -> Res
     kept["ids"] = ids.reshape(*ids.shape, *[1] * (samples.ndim - ids.ndim)).expand(samples.shape)[samples].numpy()
     rows.predictions = {**kept, **_curves(history, training.monitor)}
     return rows
+
+
+class _LastEpoch:
+    """A callback that keeps the weights of the last epoch, where training goes back to the best one's."""
+
+    def __init__(self) -> None:
+        self.weights: dict[str, torch.Tensor] = {}
+
+    def on_epoch_end(self, state: State) -> None:
+        self.weights = {name: value.clone() for name, value in state.method.state_dict().items()}
 
 
 def _curves(history: History, monitor: str | None) -> dict[str, np.ndarray]:

@@ -219,6 +219,11 @@ class BALMConfig:
     discrepancy: str = option("kl", OneOf("kl", "mse"))  # Eq. 19; "mse": BALM-M
     measure: bool = option(False, Flag())  # keep the encoders' RMS gradients before and after Eq. 22
 
+    @property
+    def losses(self) -> Criterion:
+        """Of task and heads, where the caller has none of its own."""
+        return sample_losses
+
     def __post_init__(self) -> None:
         check_options(self)
 
@@ -280,7 +285,7 @@ class GradientRebalancing(Presets, Plug, config=BALMConfig, presets={"paper": {}
         K, hidden = self.output.shape
         self.heads = UnimodalHeads(self.widths, hidden, K).to(self.output)
         self.withheld = Withheld(self.heads)
-        self.criterion = CRITERION("criterion", criterion) or sample_losses
+        self.criterion = CRITERION("criterion", criterion) or self.config.losses
         self.remember("level", len(self.modalities), value=torch.nan)
         self.remember("mu", len(self.modalities), value=torch.nan)
         self.remember("lmod_value")
@@ -382,12 +387,12 @@ class BALM(Presets, Plugged, nn.Module, config=BALMConfig, presets=PRESETS):
     """A backbone with calibrated inputs and rebalanced encoder gradients (Algorithm 1), a method for ``training.fit``.
 
     feature_shapes : of the data, for FCM; default ``backbone.config.feature_shapes``
-    preset : "paper"; "released", with noise on the gradients; or one of `PRESETS`
+    preset : "paper"; "released", see `mmlib.methods.released.balm.ReleasedBALM`; or one of `PRESETS`
     encoders, output, widths : as in `GradientRebalancing`; default ``backbone.encoders``, the last linear layer of
         ``backbone.decoder``, ``backbone.width``. Of a backbone with one recurrent net over all modalities (GCNet) the
         columns of its first layer are scaled, and the heads read its states with the other modalities zeroed, which is
         our interpretation
-    criterion : logits [n, K], target [n] -> each sample's loss [n], of task and heads; default `sample_losses`
+    criterion : logits [n, K], target [n] -> each sample's loss [n], of task and heads; default the preset's
     options : fields of `BALMConfig` or `mmlib.methods.released.balm.ReleasedBALMConfig`, over those of the preset
 
     ``forward(batch)`` gives logits and, in training, the losses "task", "unimodal" and "modulation", means over samples
@@ -412,7 +417,7 @@ class BALM(Presets, Plugged, nn.Module, config=BALMConfig, presets=PRESETS):
         super().__init__()
         self.config = config = self.configured(preset, options)
         self.backbone: Backbone = BACKBONE("backbone", backbone)
-        self.criterion = CRITERION("criterion", criterion) or sample_losses
+        self.criterion = CRITERION("criterion", criterion) or config.losses
         self.calibration: FeatureCalibration | None = None
         self.rebalancing: GradientRebalancing | None = None
         self.states = encoders is None and not len(backbone.encoders)  # the heads read those of a joint net

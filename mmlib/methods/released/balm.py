@@ -1,8 +1,9 @@
 """BALM as its release has it, and other interpretations of its text: each option changes one step of GRM.
 
-The release adds noise to the scaled gradients, which the supplement does not mention; and it lists its heads in another
-order than its coefficients, so that each mu meets another modality's cosine. The text speaks of cosines of gradients,
-where the release has weights, and leaves open what tames coefficients that mini-batch noise drives.
+The release adds noise to the scaled gradients, which the supplement does not mention; it lists its heads in another
+order than its coefficients, so that each mu meets another modality's cosine (`MEETS`); and scores have squared errors.
+The text speaks of cosines of gradients, where the release has weights, and leaves open what tames coefficients that
+mini-batch noise drives.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from torch import Tensor
 from ...checks import Either, Flag, Maybe, Number, OneOf, Several, Whole, option
 from ...gradients import only_gradient, reduce_sums
 from ...layers import processes, sample_mean
+from ...losses import sample_losses
+from .._plug import Criterion
 from ..balm import BALM, BALMConfig, GradientRebalancing, modulation_loss, spatial_modulation
 
 if TYPE_CHECKING:
@@ -23,7 +26,16 @@ if TYPE_CHECKING:
 
 __all__ = ["ReleasedBALM", "ReleasedBALMConfig", "ReleasedRebalancing"]
 
-NOISY = {"grad_noise": True}
+RELEASED = {"grad_noise": True, "cosine_columns": "released", "score_loss": "squared"}
+# The modality whose cosine the mu of each one meets in the release: coefficients are listed audio, vision, language,
+# heads language, audio, vision.
+MEETS = {"audio": "language", "vision": "audio", "language": "vision"}
+
+
+def squared_losses(logits: Tensor, target: Tensor) -> Tensor:
+    """`sample_losses`, but squared errors of scores."""
+    losses = sample_losses(logits, target)
+    return losses.square() if target.is_floating_point() else losses
 
 
 @dataclass(frozen=True)
@@ -31,8 +43,10 @@ class ReleasedBALMConfig(BALMConfig):
     """What another interpretation of BALM may change; the defaults are those of `BALMConfig`."""
 
     grad_noise: bool = option(False, Flag())  # True: noise with the standard deviation of each scaled encoder gradient
-    # whose cosine each mu meets in Eq. 26; the release (audio, vision, language): (2, 0, 1)
-    cosine_columns: tuple[int, ...] | None = option(None, Maybe(Several(Whole(0))))
+    # the number of the modality whose cosine each mu meets in Eq. 26, None for its own; "released": by name as `MEETS`
+    # has it, which is (2, 0, 1) for audio, vision, language and nothing for modalities of other names
+    cosine_columns: tuple[int, ...] | str | None = option(None, Maybe(Either(OneOf("released"), Several(Whole(0)))))
+    score_loss: str = option("absolute", OneOf("absolute", "squared"))  # of task and heads where targets are scores
     # heads and Eq. 19 read every sample; "present": those that have the modality
     samples: str = option("all", OneOf("all", "present"))
     smoothing: float = option(0.0, Number(0, below=1))  # weight of the past in a moving average of Eq. 19
@@ -46,6 +60,10 @@ class ReleasedBALMConfig(BALMConfig):
     lmod: str = option("abs", OneOf("abs", "cggm"))  # Eq. 26, see `modulation_loss`
     lmod_heads: bool = option(False, Flag())  # L_mod moves the heads too
 
+    @property
+    def losses(self) -> Criterion:
+        return squared_losses if self.score_loss == "squared" else sample_losses
+
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("mu_clip", "mu_constant", "cosine_columns"):
@@ -55,7 +73,7 @@ class ReleasedBALMConfig(BALMConfig):
             raise ValueError(f"mu_clip: expected None or a pair (low, high), got {self.mu_clip}")
 
 
-class ReleasedRebalancing(GradientRebalancing, config=ReleasedBALMConfig, presets={"released": NOISY}):
+class ReleasedRebalancing(GradientRebalancing, config=ReleasedBALMConfig, presets={"released": RELEASED}):
     """GRM with other steps: each option of `ReleasedBALMConfig` is one of them.
 
     With ``cos_on="grad"`` the cosines are those of the gradients of this step and L_mod is differentiated through them
@@ -72,6 +90,9 @@ class ReleasedRebalancing(GradientRebalancing, config=ReleasedBALMConfig, preset
     def __init__(self, *args: Any, **options: Any):
         super().__init__(*args, **options)
         M, columns, constant = len(self.modalities), self.config.cosine_columns, self.config.mu_constant
+        if isinstance(columns, str):
+            names = self.modalities
+            columns = tuple(names.index(MEETS[m]) for m in names) if {*names} == {*MEETS} else None
         if columns is not None and sorted(columns) != list(range(M)):
             raise ValueError(f"cosine_columns: expected an order of 0 to {M - 1}, got {columns}")
         if isinstance(constant, tuple) and len(constant) != M:
@@ -163,8 +184,13 @@ class ReleasedRebalancing(GradientRebalancing, config=ReleasedBALMConfig, preset
         return c if self.config.cosine_columns is None else c.index_select(0, self.pairs)
 
 
-class ReleasedBALM(BALM, config=ReleasedBALMConfig, presets={"released": NOISY}):
-    """BALM around a `ReleasedRebalancing`."""
+class ReleasedBALM(BALM, config=ReleasedBALMConfig, presets={"released": RELEASED}):
+    """BALM around a `ReleasedRebalancing`.
+
+    What of the release is no part of a method is given to the training: masks in blocks of dialogues
+    (`MissingPlan("imbalanced", ..., assign="blocked")`), selection by weighted F1 (``TrainConfig(monitor=
+    "weighted_f1")``), Adam and ``clip=2.0``.
+    """
 
     config: ReleasedBALMConfig
     rebalancer = ReleasedRebalancing

@@ -316,7 +316,7 @@ RUNGS: dict[str, tuple[str, Config]] = {  # of Eq. 22 and L_mod, one alone, both
     "modality dropout": ("JointTraining", {"modality_dropout": 0.3}),
     "+FCM": ("BALM", {"preset": "+FCM"}),  # mu = 1 without noise is the same
     "noise alone": ("BALM", {"mu_constant": 1.0, "tau": 0.0, "grad_noise": True}),
-    "mu alone": ("BALM", {"preset": "BALM-D"}),
+    "mu alone": ("BALM", {"preset": "BALM-D", "tau": 0.0}),
     "mu in [0, 3 rho] alone": ("BALM", {"mu_clip": [0.0, 4.2], "tau": 0.0}),
     "L_mod alone": ("BALM", {"preset": "BALM-S"}),
     "BALM": ("BALM", {}),
@@ -427,7 +427,6 @@ TABLES: dict[str, Callable[[], Cells]] = {
     "fullgrid_conversations": fullgrid_conversations,
 }
 FILES = {  # tables that share runs with another one share its file
-    "ends_conversations": "ladder_conversations",
     "methods_conversations": "settings_conversations",
     "tuning_conversations": "settings_conversations",
     "longer_conversations": "settings_conversations",

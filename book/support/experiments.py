@@ -504,8 +504,9 @@ def train_and_score(config: Config, own: Mapping[str, Any] | None = None) -> Res
             if f"valid_{metric}" in chosen:
                 score = {"metric": metric, "value": chosen[f"valid_{metric}"], "n": int(_samples(valid).sum())}
                 rows.append({**common, "condition": "valid", "mask_hash": f"{mask[:12]}/-", **score})
-    tested = [(*one, False) for one in _conditions(given["conditions"], test, given["seed"])]
-    tested += [(f"{name}, last epoch", *rest, True) for name, *rest, _ in tested if given["last_epoch"]]
+    chosen_epoch = [(*one, False) for one in _conditions(given["conditions"], test, given["seed"])]
+    last_epoch = [(f"{name}, last epoch", data, mark, True) for name, data, mark, _ in chosen_epoch]
+    tested = chosen_epoch + (last_epoch if given["last_epoch"] else [])
     for name, condition, fingerprint, at_end in tested:
         if at_end:
             method.load_state_dict(last.weights)

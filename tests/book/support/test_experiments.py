@@ -493,6 +493,18 @@ def test_train_and_score_under_named_plans_and_on_some_modalities() -> None:
     assert rows[1]["value"] > rows[3]["value"] > 0.1
 
 
+def test_the_last_epoch_is_scored_beside_the_best_one() -> None:
+    config = {**SMALL, "train": {"epochs": 5, "lr": 0.02}, "conditions": "complete"}
+    best, both = train_and_score(config), train_and_score({**config, "last_epoch": True})
+    assert [r["condition"] for r in both] == ["valid", "complete", "complete, last epoch"]
+    assert [r["value"] for r in both[:2]] == [r["value"] for r in best]
+    assert both.predictions[CURVES[1]].argmax() < 4, "the two are to differ"
+    last = train_and_score({**config, "train": {**config["train"], "select": "last"}})
+    assert (both.predictions["complete, last epoch"] == last.predictions["complete"]).all()
+    assert both[2]["value"] == last[-1]["value"] != both[1]["value"]
+    assert both[2]["mask_hash"] == both[1]["mask_hash"]
+
+
 def test_samples_that_a_condition_leaves_empty_are_not_scored() -> None:
     asked = {"gaps": {"kind": "bernoulli", "rates": 0.5, "seed": 1, "allow_empty": True}}
     rows = train_and_score({**SMALL, "modalities": ["left"], "conditions": asked})

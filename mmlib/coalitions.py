@@ -31,6 +31,7 @@ __all__ = [
     "coalition_logits",
     "coalition_masks",
     "coalition_rows",
+    "cut_table",
     "discrete_predictions",
     "monte_carlo_shapley",
     "permutation_shapley",
@@ -65,6 +66,21 @@ def coalition_masks(M: int, device: torch.device | str | None = None) -> Tensor:
 def _bits(codes: Tensor, M: int) -> Tensor:
     """int64 [...] -> bool [..., M], the lowest bit first."""
     return (codes[..., None] >> torch.arange(M, device=codes.device)) & 1 == 1
+
+
+def cut_table(table: Tensor, kept: Tensor) -> Tensor:
+    """A table [*N, ..., 2**M] for what is left of each sample, bool [*N, M]: v'(S) = v(S and kept).
+
+    What a model says of a sample that lost modalities, read from what it says of the sample as it was.
+    """
+    M = _players(table, "table")
+    lead = Array("bool", "[*N, M]")("kept", kept).shape[:-1]
+    if kept.shape[-1] != M or table.shape[: len(lead)] != lead:
+        raise ValueError(f"kept: expected bool [*N, {M}] for a table {tuple(table.shape)}, got {tuple(kept.shape)}")
+    bits = torch.arange(M, device=kept.device)
+    codes = (kept.long() << bits).sum(-1, keepdim=True) & torch.arange(2**M, device=kept.device)  # [*N, 2**M]
+    between = [1] * (table.ndim - codes.ndim)
+    return table.gather(-1, codes.reshape(*lead, *between, 2**M).expand(table.shape))
 
 
 def shapley_weights(M: int) -> tuple[float, ...]:

@@ -25,6 +25,7 @@ __all__ = [
     "frame_width",
     "full",
     "joined",
+    "kept_modalities",
     "masked_mean",
     "processes",
     "same_draw",
@@ -108,6 +109,17 @@ def joined(parts: Sequence[Any]) -> Any:
     if isinstance(parts[0], dict):
         return {m: joined([part[m] for part in parts]) for m in parts[0]}
     return None if parts[0] is None else torch.cat(list(parts)).cpu()
+
+
+def kept_modalities(present: Tensor, rate: float) -> Tensor:
+    """Modality dropout: what is left of present bool [*N, M] when each is switched off with probability ``rate``.
+
+    A sample that would lose all that it has keeps all of it.
+    """
+    there = Array("bool", "[*N, M]")("present", present)
+    keep = torch.rand(there.shape, device=there.device) >= RATE("rate", rate)
+    kept = there & keep
+    return torch.where(kept.any(-1, keepdim=True), kept, there)
 
 
 @contextmanager

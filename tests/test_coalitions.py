@@ -19,6 +19,7 @@ from mmlib.coalitions import (
     accuracy_values,
     coalition_logits,
     coalition_masks,
+    cut_table,
     discrete_predictions,
     monte_carlo_shapley,
     permutation_shapley,
@@ -778,3 +779,32 @@ def test_values_of_the_tasks():
         prediction_value(torch.zeros(2, 3), torch.zeros(2, dtype=torch.long), "dice")
     with pytest.raises(ValueError, match="'accuracy', 'tolerance'"):
         prediction_value(logits, target, "f1")
+
+
+@given(seed=st.integers(0, 10_000), M=st.integers(1, 5), labels=st.integers(0, 2))
+def test_a_cut_table_is_the_table_of_what_is_left(seed, M, labels):
+    """Whatever the game: v'(S) = v(S and kept), looked up one by one; what was cut has PSS 0; cutting twice is once."""
+    g = torch.Generator().manual_seed(seed)
+    table = torch.randint(0, 3, (4, *[2] * labels, 2**M), generator=g)
+    kept = torch.rand(4, M, generator=g) < 0.6
+    found = cut_table(table, kept)
+    for b in range(4):
+        left = sum(1 << m for m in range(M) if kept[b, m])
+        for code in range(2**M):
+            assert torch.equal(found[b, ..., code], table[b, ..., code & left])
+    pss = prediction_shift_score(found)
+    gone = ~kept.reshape(4, *[1] * labels, M).expand(pss.shape)
+    assert (pss[gone] == 0).all()
+    assert torch.equal(cut_table(found, kept), found)
+    assert torch.equal(cut_table(table, torch.ones_like(kept)), table)
+
+
+def test_a_cut_table_by_hand():
+    #                      {}  a  b  ab
+    table = torch.tensor([[0, 1, 2, 3]]).expand(3, -1)
+    kept = torch.tensor([[True, False], [False, True], [False, False]])
+    assert cut_table(table, kept).tolist() == [[0, 1, 0, 1], [0, 0, 2, 2], [0, 0, 0, 0]]
+    with pytest.raises(ValueError, match=r"kept: expected bool \[\*N, 2\]"):
+        cut_table(table, torch.ones(3, 3, dtype=torch.bool))
+    with pytest.raises(TypeError, match="kept"):
+        cut_table(table, kept.float())

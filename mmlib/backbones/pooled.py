@@ -19,8 +19,12 @@ class _ConvMean(nn.Module):
         self.conv = nn.Conv1d(input_width, width, 3, padding=1)
         self.norm = nn.LayerNorm(width)
 
+    def frames(self, x: Tensor) -> Tensor:
+        """The frames of which the mean is taken: x [n, T, D] -> [n, T, d]."""
+        return torch.relu(self.norm(self.conv(x.transpose(1, 2)).transpose(1, 2)))
+
     def forward(self, x: Tensor, valid: Tensor) -> Tensor:
-        return masked_mean(torch.relu(self.norm(self.conv(x.transpose(1, 2)).transpose(1, 2))), valid)
+        return masked_mean(self.frames(x), valid)
 
 
 class _SkipHead(nn.Module):
@@ -53,6 +57,12 @@ class Table3Evaluator(Evaluator):
 
     def make_decoder(self, width: int) -> nn.Module:
         return _SkipHead(width, self.config.width, self.config.outputs)
+
+    def encode_frames(self, name: str, x: Tensor) -> Tensor:
+        """A modality's frames [n, T, D] as they are before their mean is taken, [n, T, width]."""
+        encoder = self.encoders[name]
+        assert isinstance(encoder, _ConvMean)
+        return encoder.frames(x)
 
 
 class MLPEvaluator(Evaluator):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 
 from ..backbones.base import Backbone, OnBackbone
 from ..batch import MultimodalBatch, Output
 from ..checks import RATE, Is
+from ..layers import kept_modalities
 from ..losses import task_loss
 
 __all__ = ["JointTraining"]
@@ -27,9 +27,7 @@ class JointTraining(OnBackbone, nn.Module):
 
     def forward(self, batch: MultimodalBatch) -> Output:
         if self.training and self.modality_dropout:
-            keep = torch.rand(batch.present.shape, device=batch.device) >= self.modality_dropout
-            kept = batch.present & keep
-            batch = batch.drop(present=torch.where(kept.any(-1, keepdim=True), kept, batch.present))
+            batch = batch.drop(present=kept_modalities(batch.present, self.modality_dropout))
         logits = self.backbone(batch)
         if not self.training or batch.target is None:
             return Output(logits, {})

@@ -11,7 +11,7 @@ from ..batch import BATCH, MultimodalBatch
 from ..checks import Array, Is
 from ..layers import frame_shapes
 
-__all__ = ["check_alike", "check_samples", "check_target", "frozen"]
+__all__ = ["check_alike", "check_logits", "check_outputs", "check_samples", "check_target", "frozen"]
 
 
 def check_alike(name: str, x: Tensor, w: Tensor) -> None:
@@ -34,6 +34,28 @@ def check_samples(batch: MultimodalBatch, shapes: Mapping[str, tuple[int, ...]])
                 f"features[{m!r}]: expected float samples of shape {tuple(shapes[m])}, got {x.dtype} "
                 f"{tuple(x.shape[1:])}"
             )
+
+
+def check_outputs(outputs: int, *, regression: bool, labels: int, multilabel: bool) -> None:
+    """Raise ValueError for a number of outputs that does not fit the kind of targets."""
+    if regression and (outputs != 1 or labels):
+        raise ValueError(f"outputs: expected 1 and no labels for regression, got {outputs} and {labels}")
+    if multilabel and (regression or labels):
+        raise ValueError("multilabel: expected neither regression nor labels with two logits each beside it")
+    if labels and outputs != 2 * labels:
+        raise ValueError(f"outputs: expected {2 * labels}, two for each of {labels} labels, got {outputs}")
+
+
+def check_logits(logits: Tensor, tail: tuple[int, ...]) -> None:
+    """Raise ValueError unless an evaluator's logits of subsets are [S, B, *tail] and finite."""
+    if tuple(logits.shape[2:]) != tail:
+        raise ValueError(f"evaluator: expected logits {['B', *tail]}, got {['B', *logits.shape[2:]]}")
+    if not bool((finite := torch.isfinite(logits).flatten(2).all(-1).all(0)).all()):
+        wrong = (~finite).nonzero()[:, 0].tolist()
+        raise ValueError(
+            f"features: expected finite values; the evaluator's predictions of {len(wrong)} samples are NaN or "
+            f"infinite, the first at {wrong[:5]}"
+        )
 
 
 def check_target(

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..batch import DATASET, MultimodalBatch, MultimodalDataset, find_ids
 from ..checks import Whole
+from ._data_checks import check_samples
 
-__all__ = ["ScoreTable"]
+__all__ = ["Precomputes", "ScoreTable"]
 
 
 class ScoreTable(nn.Module):
@@ -65,6 +67,43 @@ class ScoreTable(nn.Module):
                 f"contributions; call precompute on this very split"
             )
         return place
+
+
+class Precomputes:
+    """The base of a method that may ask its frozen model about a static training split once.
+
+    The method has a ``table``, `_predictions` (what goes into it) and `_check_target`.
+    """
+
+    table: ScoreTable
+    config: Any
+    modalities: tuple[str, ...]
+
+    def _predictions(self, batch: MultimodalBatch) -> Tensor:
+        """What the frozen model says of a batch, [B, ...]."""
+        raise NotImplementedError
+
+    def _check_target(self, y: Tensor | None) -> None:
+        """Raise ValueError for targets that do not fit the configuration."""
+        raise NotImplementedError
+
+    def precompute(self, data: MultimodalDataset, batch_size: int = 1024) -> None:
+        """Ask the frozen model about a static training split once; training steps then look it up by id.
+
+        This equals asking at every step wherever the same samples come with the same features in every epoch, which
+        `training.fit` has checked at every epoch; modality dropout cuts what was looked up. In eval mode all is live.
+        """
+        if DATASET("data", data).modalities != self.modalities:
+            raise ValueError(f"data: expected the modalities {list(self.modalities)}, got {list(data.modalities)}")
+        self._check_target(data.target)
+        self.table.fill(data, self._predictions, batch_size)
+
+    def on_epoch_start(self, state: Any) -> None:
+        """The loop's event: check the split as it is trained on in this epoch, and what was precomputed for it."""
+        check_samples(state.train.data, self.config.feature_shapes)
+        self._check_target(state.train.target)
+        if len(self.table):
+            self.table.check(state.train)
 
 
 def _parts(data: MultimodalDataset, size: int) -> Iterator[MultimodalBatch]:

@@ -24,16 +24,17 @@ from ..checks import RATE, SHAPES, Flag, Is, Maybe, Number, OneOf, Several, Text
 from ..coalitions import (
     coalition_logits,
     coalition_masks,
+    cut_table,
     discrete_predictions,
     prediction_accuracy_score,
     prediction_shift_score,
     scoring,
 )
-from ..layers import MLP, as_frames, frame_shapes, masked_mean
+from ..layers import MLP, as_frames, frame_shapes, kept_modalities, masked_mean
 from ..losses import task_loss
-from ._data_checks import check_alike, check_samples, check_target, frozen
+from ._data_checks import check_alike, check_logits, check_outputs, check_samples, check_target, frozen
 from ._presets import Presets
-from ._score_table import ScoreTable
+from ._score_table import Precomputes, ScoreTable
 
 __all__ = [
     "DREAM",
@@ -68,6 +69,7 @@ class DREAMConfig:
     repeats: int = option(2, Whole(1))  # D of 3.4, with the same parameters
     masked_fusion: bool = option(True, Flag())  # False: w' = softmax(w) and no distillation, "w/o MMFM"
     lambda_distill: float = option(0.1, Number(0))  # lambda of Eq. 13; 0 takes the term out
+    modality_dropout: float = option(0.0, RATE)  # of each present modality of a sample, at each training step
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -78,14 +80,7 @@ class DREAMConfig:
             raise ValueError(
                 f"positions: expected at least the longest modality's {longest} frames, got {self.positions}"
             )
-        if self.regression and (self.outputs != 1 or self.labels):
-            raise ValueError(f"outputs: expected 1 and no labels for regression, got {self.outputs} and {self.labels}")
-        if self.multilabel and (self.regression or self.labels):
-            raise ValueError("multilabel: expected neither regression nor labels with two logits each beside it")
-        if self.labels and self.outputs != 2 * self.labels:
-            raise ValueError(
-                f"outputs: expected {2 * self.labels}, two for each of {self.labels} labels, got {self.outputs}"
-            )
+        check_outputs(self.outputs, regression=self.regression, labels=self.labels, multilabel=self.multilabel)
 
 
 class Contributions(NamedTuple):
@@ -181,7 +176,7 @@ def distillation_loss(w: Tensor, pas: Tensor) -> Tensor:
 # --- the model --------------------------------------------------------------------------------------------------------
 
 
-class DREAM(Presets, nn.Module, config=DREAMConfig, presets={"paper": {}}):
+class DREAM(Presets, Precomputes, nn.Module, config=DREAMConfig, presets={"paper": {}}):
     """The whole model: contributions from a frozen evaluator, enhancement, masked fusion (Eqs. 1-13).
 
     evaluator : a trained `Backbone` of the same modalities and outputs, in eval mode; it is frozen here (its parameters
@@ -193,8 +188,8 @@ class DREAM(Presets, nn.Module, config=DREAMConfig, presets={"paper": {}}):
 
     ``forward(batch)`` gives logits [B, K] (or [B, 2, L] with L labels) and, in training, the losses "task" and
     "distillation". It reads features and ``valid``, never ``present`` or ``observed``: a missing modality is zeros, and
-    that it is missing has to show in its PSS. A sequence without a valid frame is zeros of full length. The batches are
-    samples [B], not dialogues.
+    that it is missing has to show in its PSS; modality dropout alone asks what is there to drop. A sequence without a
+    valid frame is zeros of full length. The batches are samples [B], not dialogues.
 
     Raises ValueError for an evaluator in train mode or of other modalities than the data, values that are not finite,
     and targets outside the scale.
@@ -209,14 +204,17 @@ class DREAM(Presets, nn.Module, config=DREAMConfig, presets={"paper": {}}):
         self.evaluator = frozen(evaluator, names)
         M, d = len(names), config.width
 
-        widths = {m: width for m, (_, width) in frame_shapes(config.feature_shapes).items()}
-        self.project = nn.ModuleDict({m: nn.Conv1d(width, d, 1, bias=False) for m, width in widths.items()})
+        self.project = self._projections({m: width for m, (_, width) in frame_shapes(config.feature_shapes).items()})
         self.position = nn.Parameter(torch.randn(config.positions, d) * 0.02)
         self.enhancement = self._enhancers()
         self.fusion = self._blocks()
         self.weigh = MLP([M * d, *self._hidden_widths(), M], config.dropout)
         self.out = nn.Linear(d, config.outputs)
-        self.table = ScoreTable()  # of the contributions that `precompute` keeps
+        self.table = ScoreTable()  # of the subsets' predictions, which `precompute` keeps
+
+    def _projections(self, widths: dict[str, int]) -> nn.ModuleDict:
+        """Frames of these widths to the width d."""
+        return nn.ModuleDict({m: nn.Conv1d(k, self.config.width, 1, bias=False) for m, k in widths.items()})
 
     def _blocks(self) -> nn.ModuleDict:
         """Eqs. 5-9 for each modality as the target."""
@@ -282,7 +280,11 @@ class DREAM(Presets, nn.Module, config=DREAMConfig, presets={"paper": {}}):
         if not self.training or y is None:
             return Output(self._predict(batch, self.contributions(batch.replace(target=None)).pss)[2], {})
         self._check_target(y)
-        pss, pas = self.table(batch.ids).unbind(1) if len(self.table) else self.contributions(batch)
+        predictions = self.table(batch.ids) if len(self.table) else self._predictions(batch)
+        if self.config.modality_dropout:
+            kept = kept_modalities(batch.present, self.config.modality_dropout)
+            batch, predictions = batch.drop(present=kept), cut_table(predictions, kept)
+        pss, pas = self._credit(predictions, y)
         assert pas is not None
         w, masked, logits = self._predict(batch, pss)
         losses = {"task": task_loss(logits, y, lead=1)}  # L1 for scores, cross-entropy else
@@ -306,6 +308,10 @@ class DREAM(Presets, nn.Module, config=DREAMConfig, presets={"paper": {}}):
     def contributions(self, batch: MultimodalBatch) -> Contributions:
         """PSS and, where the batch has a target, PAS of every sample, from the evaluator as it is now: [B, M] each."""
         check_samples(batch, self.config.feature_shapes)
+        return self._credit(self._predictions(batch), batch.target)
+
+    def _predictions(self, batch: MultimodalBatch) -> Tensor:
+        """What the evaluator predicts from every subset, int64 [B, S], or with a logit a label [B, K, S]."""
         blind = batch.replace(
             present=torch.ones_like(batch.present), observed=dict(batch.valid), target=None, complete=None, extras={}
         )
@@ -315,8 +321,12 @@ class DREAM(Presets, nn.Module, config=DREAMConfig, presets={"paper": {}}):
             logits = coalition_logits(
                 self.evaluator, blind, masks, absent="zero_input", use_present=False, max_rows=65536
             )
-            predictions = self._joined(self._predicted(logits, masks))
-            target = None if batch.target is None else self._joined(self._classes(batch.target)[..., None])[..., 0]
+            return self._joined(self._predicted(logits, masks))
+
+    def _credit(self, predictions: Tensor, y: Tensor | None) -> Contributions:
+        """PSS and PAS [B, M] of a table of `_predictions` and the targets."""
+        with torch.autocast(predictions.device.type, enabled=False):
+            target = None if y is None else self._joined(self._classes(y)[..., None])[..., 0]
             pss, pas = self._scores(predictions, target)
         if pss.ndim > 2:  # label by label
             pss, pas = pss.mean(1), None if pas is None else pas.mean(1)
@@ -334,14 +344,7 @@ class DREAM(Presets, nn.Module, config=DREAMConfig, presets={"paper": {}}):
     def _predicted(self, logits: Tensor, masks: Tensor) -> Tensor:
         """Logits [S, B, K] (or [S, B, 2, L]) of subsets bool [S, M] -> what they predict, int64 [B, L, K or 1, S]."""
         tail = (2, self.config.labels) if self.config.labels else (self.config.outputs,)
-        if tuple(logits.shape[2:]) != tail:
-            raise ValueError(f"evaluator: expected logits {['B', *tail]}, got {['B', *logits.shape[2:]]}")
-        if not bool((finite := torch.isfinite(logits).flatten(2).all(-1).all(0)).all()):
-            wrong = (~finite).nonzero()[:, 0].tolist()
-            raise ValueError(
-                f"features: expected finite values; the evaluator's predictions of {len(wrong)} samples are NaN or "
-                f"infinite, the first at {wrong[:5]}"
-            )
+        check_logits(logits, tail)
         if self.config.labels:
             return logits.argmax(2).movedim(0, -1)
         if self.config.multilabel:
@@ -364,24 +367,6 @@ class DREAM(Presets, nn.Module, config=DREAMConfig, presets={"paper": {}}):
             return classes
         return (classes << torch.arange(classes.shape[1], device=classes.device)[:, None]).sum(1)
 
-    def precompute(self, data: MultimodalDataset, batch_size: int = 1024) -> None:
-        """Compute the contributions of a static training split once; training steps then look them up by id.
-
-        The evaluator is frozen, so this equals live scores wherever the same samples come with the same features in
-        every epoch. `training.fit` checks that at every epoch. In eval mode scores are always live.
-        """
-        if DATASET("data", data).modalities != self.modalities:
-            raise ValueError(f"data: expected the modalities {list(self.modalities)}, got {list(data.modalities)}")
-        self._check_target(data.target)
-        self.table.fill(data, lambda batch: torch.stack(self.contributions(batch), 1), batch_size)  # type: ignore[arg-type]
-
-    def on_epoch_start(self, state: Any) -> None:
-        """The loop's event: check the split as it is trained on in this epoch, and what was precomputed for it."""
-        check_samples(state.train.data, self.config.feature_shapes)
-        self._check_target(state.train.target)
-        if len(self.table):
-            self.table.check(state.train)
-
     # --- 3.4 and 3.5 ---
 
     def _predict(self, batch: MultimodalBatch, pss: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -403,7 +388,7 @@ class DREAM(Presets, nn.Module, config=DREAMConfig, presets={"paper": {}}):
         x, valid = {}, {}
         for m, values in batch.features.items():
             seen = batch.valid[m]
-            frames = torch.where(seen[..., None], as_frames(values), 0)
+            frames = self._frames(torch.where(seen[..., None], as_frames(values), 0), m)
             if frames.shape[1] > len(self.position):
                 raise ValueError(
                     f"features[{m!r}]: expected at most {len(self.position)} frames (positions), got {frames.shape[1]}"
@@ -414,6 +399,10 @@ class DREAM(Presets, nn.Module, config=DREAMConfig, presets={"paper": {}}):
         whole = bool(torch.stack([v.all() for v in valid.values()]).all())
         return x, None if whole else valid
 
+    def _frames(self, frames: Tensor, name: str) -> Tensor:
+        """What is projected of a modality's frames [B, T, D]: the values as they are."""
+        return frames
+
     def _enhanced(self, x: dict[str, Tensor], valid: dict[str, Tensor] | None, pss: Tensor) -> dict[str, Tensor]:
         """Eqs. 5-9, D times, for the samples and targets whose PSS is 0; the rest stays as it is."""
         chosen = torch.ones_like(pss) if self.config.enhance == "all" else pss == 0
@@ -422,7 +411,7 @@ class DREAM(Presets, nn.Module, config=DREAMConfig, presets={"paper": {}}):
             blocks = self.enhancement[min(repeat, len(self.enhancement) - 1)]
             before, x = x, dict(x)
             for m in self.modalities:
-                x[m] = self._rebuilt(blocks.get_submodule(m), self._seen(before, x), valid, places[m])
+                x[m] = self._rebuilt(blocks.get_submodule(m), *self._seen(m, before, x, valid, pss), places[m])
         return x
 
     def _rebuilt(self, block: nn.Module, x: dict[str, Tensor], valid: dict[str, Tensor] | None, some: Tensor) -> Tensor:
@@ -436,9 +425,16 @@ class DREAM(Presets, nn.Module, config=DREAMConfig, presets={"paper": {}}):
         new = block(take(x), None if valid is None else take(valid))
         return old.index_copy(0, some, new.to(old))
 
-    def _seen(self, before: dict[str, Tensor], after: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What a target is rebuilt from: all modalities as they were before the repeat."""
-        return before
+    def _seen(
+        self,
+        target: str,
+        before: dict[str, Tensor],
+        after: dict[str, Tensor],
+        valid: dict[str, Tensor] | None,
+        pss: Tensor,
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
+        """What a target is rebuilt from: all modalities as they were before the repeat, placeholders too."""
+        return before, valid
 
     def _masked(self, w: Tensor, pss: Tensor) -> Tensor:
         """What Eq. 10 takes the softmax of, [B, M]."""

@@ -268,6 +268,8 @@ case("layers.frame_shapes", layers.frame_shapes, lambda: dict(feature_shapes=SHA
      {"a": ("x",)}])
 case("layers.masked_mean", layers.masked_mean, lambda: dict(x=R(2, 4, 3), mask=ONES(2, 4)),
      x=lambda good: [None, "x", 3, good.tolist(), good[:, :3]], mask=L)
+case("layers.kept_modalities", layers.kept_modalities, lambda: dict(present=ONES(2, 3), rate=0.3),
+     present=lambda good: [None, "x", 3, good.float(), good.tolist()], rate=SHARE)
 case("layers.scoring", lambda modules: layers.scoring(modules).__enter__(), lambda: dict(modules=net()), modules=thing)
 case("batch.frame_axis", frame_axis, lambda: dict(x=R(2, 3, 4), lead=1),
      x=lambda good: [None, "x", 3, R(2)], lead=whole(-1, 0, 7))
@@ -281,6 +283,8 @@ GAME = lambda masks: masks.sum(-1).float()
 VALUE = lambda good: [*function(good), lambda masks: None, lambda masks: torch.zeros(1), lambda m: GAME(m) * math.nan]
 case("coalitions.coalition_masks", coalitions.coalition_masks, lambda: dict(M=3, device="cpu"),
      M=whole(0, -1, 17), device=lambda good: [3, "no such device", []])
+case("coalitions.cut_table", coalitions.cut_table, lambda: dict(table=I(3, 2, 8), kept=ONES(2, 3)),
+     table=TABLE, kept=lambda good: [None, "x", 3, good.float(), good[:, :2], good[:1]])
 case("coalitions.shapley_weights", coalitions.shapley_weights, lambda: dict(M=3), M=whole(0, -1))
 case("coalitions.shapley_values", coalitions.shapley_values, lambda: dict(v=R(2, 8)),
      v=lambda good: [*TABLE(good), good * math.nan, good * math.inf])
@@ -1253,7 +1257,8 @@ NOT_CALLED = {  # public, and why there is no case
     "reliability_weights": "printed whole on a page; one line of DEAR's own forward pass",
 }  # fmt: skip
 INTERNAL = {  # methods that a net, a method or the loop calls with what it made itself
-    "align", "assess", "check", "compared", "descriptor", "distance", "error", "frames_read", "losses", "make_fusion",
+    "align", "assess", "check", "compared", "descriptor", "distance", "encode_frames", "error",
+    "frames_read", "losses", "make_fusion",
     "make_hdcr", "originals", "points", "read", "read_with", "reliability", "supervised", "task",
     "check_rates", "drop", "keeps", "realised",
      "complete", "decode", "disturb", "edges", "encode", "encode_dialogue", "encode_modality",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from mmlib import DREAM, MultimodalBatch, MultimodalDataset
 from mmlib.backbones import EvaluatorConfig, GenericBackbone, MLPEvaluator, SelfMMEvaluator, Table3Evaluator
 from mmlib.baselines import JointTraining
 from mmlib.coalitions import coalition_masks, prediction_shift_score
+from mmlib.layers import kept_modalities
 from mmlib.methods.dream import DREAMConfig, distillation_loss, mask_weights
 from mmlib.missing import MissingPlan
 from mmlib.training import TrainConfig, fit, load, predict, save
@@ -362,6 +364,7 @@ def test_targets_outside_the_scale():
         {"repeats": 0},
         {"positions": 3},
         {"dropout": 1.0},
+        {"modality_dropout": 1.0},
         {"lambda_distill": -1.0},
         {"weight_hidden": 0},
         {"feature_shapes": {}},
@@ -448,6 +451,78 @@ def _learnable(n=60, seed=0):
         k = min(3, x.shape[-1])
         x[..., :k] += code[:, None, :k] * 2
     return MultimodalDataset.from_arrays(features, y)
+
+
+# --- modality dropout ------------------------------------------------------------------------------------------------
+
+
+def _as_dropped(model, batch, kept):
+    """The losses of a training step on a batch that lost modalities, its scores computed anew."""
+    rate = model.config.modality_dropout
+    object.__setattr__(model.config, "modality_dropout", 0.0)
+    try:
+        table, model.table = model.table, type(model.table)()
+        return model(batch.drop(present=kept))
+    finally:
+        model.table = table
+        object.__setattr__(model.config, "modality_dropout", rate)
+
+
+@pytest.mark.parametrize("kind", ["classes", "labels", "scores"])
+@pytest.mark.parametrize("once", [False, True])
+def test_dropped_samples_are_scored_as_the_evaluator_would_score_them(kind, once):
+    data = MultimodalDataset(make_batch(kind=kind, n=40, seed=3))
+    model = make_dream(data.data, kind, modality_dropout=0.5)
+    if once:
+        model.precompute(data, batch_size=7)
+    torch.manual_seed(5)
+    kept = kept_modalities(data.present, 0.5)
+    assert (kept != data.present).any()
+    torch.manual_seed(5)
+    found, expected = model(data.data), _as_dropped(model, data.data, kept)
+    assert torch.equal(found.logits, expected.logits)
+    assert found.losses.keys() == expected.losses.keys()
+    assert all(torch.equal(found.losses[k], expected.losses[k]) for k in found.losses)
+
+
+def test_modality_dropout_asks_the_evaluator_once_a_step_and_never_in_eval_mode():
+    batch = make_batch(n=9)
+    model, plain = make_dream(batch, modality_dropout=0.5), make_dream(batch)
+    calls = []
+    model.evaluator.encoders["a"].register_forward_hook(lambda *_: calls.append(1))
+    model(batch)
+    once = len(calls)
+    plain.evaluator.encoders["a"].register_forward_hook(lambda *_: calls.append(1))
+    plain(batch)
+    assert len(calls) == 2 * once
+    assert torch.equal(model.eval()(batch).logits, plain.eval()(batch).logits)
+    alone = batch.drop(present=torch.tensor([True, False, False]))
+    kept = kept_modalities(alone.present, 0.9)
+    assert torch.equal(kept, alone.present)  # what a sample has last, it keeps
+
+
+def test_modality_dropout_follows_the_seed_and_belongs_to_a_checkpoint(tmp_path):
+    data = _learnable(24)
+    build = lambda rate: DREAM.for_data(
+        data, MLPEvaluator.for_data(data).eval(), width=8, heads=2, dropout=0.0, modality_dropout=rate
+    )
+    config = TrainConfig(epochs=3, batch_size=8, select="last", device="cpu", seed=4)
+    losses = []
+    start = build(0.5).state_dict()
+    for rate in (0.5, 0.5, 0.0):
+        model = build(rate)
+        model.load_state_dict(start)
+        losses.append([e["train_loss"] for e in fit(model, data, config=config).epochs])
+    assert losses[0] == losses[1] != losses[2]
+    cut = build(0.5)
+    cut.load_state_dict(start)
+    fit(cut, data, config=replace(config, epochs=1), checkpoint=tmp_path / "run.ckpt")
+    again = build(0.5)
+    again.load_state_dict(start)
+    found = fit(again, data, config=config, checkpoint=tmp_path / "run.ckpt")
+    assert [e["train_loss"] for e in found.epochs] == losses[0]
+    with pytest.raises(ValueError, match="modality_dropout"):
+        fit(build(0.3), data, config=config, checkpoint=tmp_path / "run.ckpt")
 
 
 @pytest.mark.slow

@@ -43,6 +43,10 @@ class OtherDREAMConfig(DREAMConfig):
     permutations: int | None = option(None, Maybe(Whole(1)))
 
     # 3.4
+    # what becomes d wide: the frames ("linear"), three of them at once ("conv"), or the evaluator's "encodings" of them
+    input: str = option("linear", OneOf("linear", "conv", "encodings"))
+    # Z: of "all" modalities, or of the target and the "available" others, whose PSS is above 0
+    keys: str = option("all", OneOf("all", "available"))
     enhance: str = option("zero_pss", OneOf("zero_pss", "all", "none"))
     tie_enhance: bool = option(True, Flag())  # the repeats share their parameters
     # all targets from the features before the repeat, or one after another
@@ -57,6 +61,14 @@ class OtherDREAMConfig(DREAMConfig):
     # what Eq. 12 compares with: softmax(PAS), or PAS "clipped" at 0 / sum
     pas_target: str = option("softmax", OneOf("softmax", "clipped"))
     distill_on: str = option("w", OneOf("w", "masked"))  # Eq. 12 acts on softmax(w), or on the "masked" w' of Eq. 10
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.modality_dropout and (self.permutations is not None or self.empty == "majority"):
+            raise ValueError(
+                "modality_dropout: expected 0 with permutations or empty='majority'; what a dropped sample scores is "
+                "read from the evaluator's predictions of every subset"
+            )
 
 
 # --- 3.3: scores from drawn orders ------------------------------------------------------------------------------------
@@ -172,6 +184,20 @@ class OtherDREAM(
             answers = config.outputs if config.multilabel else max(config.labels, 1)
             self.register_buffer("majority", torch.full((answers,), -100))
 
+    def _projections(self, widths: dict[str, int]) -> nn.ModuleDict:
+        d, how = self.config.width, self.config.input
+        if how == "linear":
+            return super()._projections(widths)
+        if how == "encodings":
+            if not hasattr(self.evaluator, "encode_frames"):
+                raise ValueError(
+                    f"input: 'encodings' expects an evaluator that encodes frames, such as Table3Evaluator, got "
+                    f"{type(self.evaluator).__name__}"
+                )
+            widths = dict.fromkeys(widths, self.evaluator.width)
+        span = 3 if how == "conv" else 1
+        return nn.ModuleDict({m: nn.Conv1d(k, d, span, padding=span // 2, bias=False) for m, k in widths.items()})
+
     # 3.3
 
     def _subsets(self, device: torch.device) -> Tensor:
@@ -227,8 +253,27 @@ class OtherDREAM(
     def _enhanced(self, x: dict[str, Tensor], valid: dict[str, Tensor] | None, pss: Tensor) -> dict[str, Tensor]:
         return x if self.config.enhance == "none" else super()._enhanced(x, valid, pss)
 
-    def _seen(self, before: dict[str, Tensor], after: dict[str, Tensor]) -> dict[str, Tensor]:
-        return before if self.config.enhance_order == "parallel" else after
+    def _frames(self, frames: Tensor, name: str) -> Tensor:
+        if self.config.input != "encodings":
+            return frames
+        with torch.no_grad():
+            return self.evaluator.encode_frames(name, frames)
+
+    def _seen(
+        self,
+        target: str,
+        before: dict[str, Tensor],
+        after: dict[str, Tensor],
+        valid: dict[str, Tensor] | None,
+        pss: Tensor,
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
+        x = before if self.config.enhance_order == "parallel" else after
+        if self.config.keys == "all":
+            return x, valid
+        seen = {m: torch.ones(h.shape[:2], dtype=torch.bool, device=h.device) for m, h in x.items()}
+        seen = seen if valid is None else valid
+        there = {m: pss[:, i, None] > 0 for i, m in enumerate(self.modalities)}
+        return x, {m: mask if m == target else mask & there[m] for m, mask in seen.items()}
 
     # 3.5
 

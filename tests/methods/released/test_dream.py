@@ -34,6 +34,9 @@ OPTIONS = [
     {"pas_target": "clipped"},
     {"distill_on": "masked"},
     {"mask_mode": "add_log", "masked_fusion": False},
+    {"input": "conv"},
+    {"keys": "available"},
+    {"keys": "available", "enhance_order": "sequential"},
 ]
 
 
@@ -110,6 +113,33 @@ def test_precomputed_scores_equal_live_ones(options):
     a, b = live(data[:4]), stored(data[:4])
     assert torch.equal(a.logits, b.logits)
     assert all(torch.equal(a.losses[k], b.losses[k]) for k in a.losses)
+
+
+def test_the_evaluators_encodings_as_input():
+    data = MultimodalDataset(_single(make_batch(n=12)))
+    net = Table3Evaluator.for_data(data, width=6).eval()
+    model = make_dream(data.data, evaluator=net, input="encodings")
+    assert model.project["a"].weight.shape == (8, 6, 1)
+    x, seen = data.data.features["b"], data.data.valid["b"]
+    frames = net.encode_frames("b", torch.where(seen[..., None], x, 0))
+    expected = frames @ model.project["b"].weight[:, :, 0].T + model.position[: x.shape[1]]
+    torch.testing.assert_close(model._embed(data.data)[0]["b"], expected)
+    mean = (frames * seen[..., None]).sum(1) / seen.sum(1, keepdim=True).clamp_min(1)
+    torch.testing.assert_close(net.encode(data.data)["b"], torch.where(seen.any(1)[:, None], mean, 0))
+    sum(model(data.data).losses.values()).backward()
+    assert all(p.grad is None for p in net.parameters())
+    with pytest.raises(ValueError, match="input: 'encodings' expects an evaluator that encodes frames.*MLPEvaluator"):
+        make_dream(data.data, evaluator=MLPEvaluator.for_data(data).eval(), input="encodings")
+
+
+def _single(batch):
+    return batch.replace(features={m: x.float() for m, x in batch.features.items()})
+
+
+@pytest.mark.parametrize("other", [{"permutations": 2}, {"empty": "majority"}], ids=str)
+def test_modality_dropout_needs_the_predictions_of_every_subset(other):
+    with pytest.raises(ValueError, match="modality_dropout: expected 0 with permutations or empty='majority'"):
+        make_dream(make_batch(), modality_dropout=0.3, **other)
 
 
 def test_keys_side_by_side_need_equal_lengths():

@@ -221,7 +221,7 @@ def inexact_digits() -> Cells:
     return _inexact("digits", (1, 2), train=ON_DIGITS)
 
 
-# --- fair trials: every method at its best of a printed grid -----------------------------------------------------------
+# --- fair trials: every method at its best of a printed grid ----------------------------------------------------------
 
 TUNING_SEEDS = (100, 101)  # the grids' own: no table is made of them
 DROPOUTS = (0.0, 0.3, 0.5)
@@ -231,9 +231,9 @@ OWN_NET: Config = {"enhance": "none", "masked_fusion": False}  # DREAM's network
 EPOCHS = {"digits": 36}
 
 
-def _tuned(source: str, method: str, options: Config, seed: int, epochs: int, lr: float = TRAIN["lr"]) -> Config:
-    train = {**TRAIN, **DATA[source].get("train", {}), "epochs": epochs}
-    given = {k: v for k, v in options.items() if v != 0.0}
+def _tuned(source: str, method: str, options: Config, seed: int, train: Config) -> Config:
+    train = {**TRAIN, **DATA[source].get("train", {}), **train}
+    given = {k: v for k, v in options.items() if k != "modality_dropout" or v}
     made = {k: v for k, v in METHODS[method].items() if k != "method_options"}
     if method == "DREAM":
         given = {**WIDTH, **given}
@@ -241,7 +241,7 @@ def _tuned(source: str, method: str, options: Config, seed: int, epochs: int, lr
             given["evaluator_dropout"] = dropout
     config = {"train": TRAIN, **DATA[source], **made, **({"method_options": given} if given else {})}
     return {
-        **config, "seed": seed, "profile": "book", "train_plan": SOME_MISSING, "train": {**train, "lr": lr},
+        **config, "seed": seed, "profile": "book", "train_plan": SOME_MISSING, "train": train,
         "conditions": ["subsets", AS_TRAINED],
     }  # fmt: skip
 
@@ -250,12 +250,13 @@ def grid(source: str) -> dict[tuple[str, str], Callable[[int], Config]]:
     """What is tried of each method: (method, options in words) -> the config of a seed."""
     found: dict[tuple[str, str], Callable[[int], Config]] = {}
 
-    def add(name: str, words: str, method: str, options: Config, lr: float = TRAIN["lr"], rounds: int = 1) -> None:
-        found[name, words] = lambda seed: _tuned(source, method, options, seed, rounds * EPOCHS[source], lr)
+    def add(name: str, words: str, method: str, options: Config, rounds: int = 1, **train: Any) -> None:
+        train = {"epochs": rounds * EPOCHS[source], **train}
+        found[name, words] = lambda seed: _tuned(source, method, options, seed, train)
 
     for rate in DROPOUTS:
         for lr in (3e-3, 1e-3):
-            add("evaluator alone", f"dropout {rate}, lr {lr}", "evaluator alone", {"modality_dropout": rate}, lr, 2)
+            add("evaluator alone", f"dropout {rate}, lr {lr}", "evaluator alone", {"modality_dropout": rate}, 2, lr=lr)
         for given in ("linear", "encodings"):
             reads: Config = {} if given == "linear" else {"input": given}
             net = {**OWN_NET, **reads, "modality_dropout": rate}
@@ -288,7 +289,7 @@ def grid_digits() -> Cells:
 def _fair(source: str) -> Cells:
     """One recipe for all, and each method at its best of the grid: (method, recipe)."""
     train = {**TRAIN, **DATA[source].get("train", {}), "epochs": EPOCHS[source]}
-    fixed = {
+    fixed: dict[str, tuple[str, Config | None]] = {
         "evaluator alone": ("evaluator alone", None),
         "DREAM's net alone": ("DREAM", OWN_NET),
         "DREAM": ("DREAM", None),

@@ -223,12 +223,13 @@ def inexact_digits() -> Cells:
 
 # --- fair trials: every method at its best of a printed grid ----------------------------------------------------------
 
-TUNING_SEEDS = (100, 101)  # the grids' own: no table is made of them
+TUNING_SEEDS = (100, 101)  # the grids' own: all of a grid, then its finalists; no table is made of them
+FINALISTS = 2  # of each method
 DROPOUTS = (0.0, 0.3, 0.5)
 AS_TRAINED: Config = {"as in training": SOME_MISSING}
 OWN_NET: Config = {"enhance": "none", "masked_fusion": False}  # DREAM's network with the task loss alone
 # DREAM and its network have as many epochs as the evaluator that they are made with; the evaluator alone has both
-EPOCHS = {"digits": 36}
+EPOCHS = {"digits": 36, "synthetic": 12, "mosi": 12}
 
 
 def _tuned(source: str, method: str, options: Config, seed: int, train: Config) -> Config:
@@ -246,17 +247,19 @@ def _tuned(source: str, method: str, options: Config, seed: int, train: Config) 
     }  # fmt: skip
 
 
-def grid(source: str) -> dict[tuple[str, str], Callable[[int], Config]]:
+def grid(source: str) -> dict[tuple[str, ...], Callable[[int], Config]]:
     """What is tried of each method: (method, options in words) -> the config of a seed."""
-    found: dict[tuple[str, str], Callable[[int], Config]] = {}
+    found: dict[tuple[str, ...], Callable[[int], Config]] = {}
 
     def add(name: str, words: str, method: str, options: Config, rounds: int = 1, **train: Any) -> None:
         train = {"epochs": rounds * EPOCHS[source], **train}
         found[name, words] = lambda seed: _tuned(source, method, options, seed, train)
 
+    base = {**TRAIN, **DATA[source].get("train", {})}["lr"]
     for rate in DROPOUTS:
-        for lr in (3e-3, 1e-3):
-            add("evaluator alone", f"dropout {rate}, lr {lr}", "evaluator alone", {"modality_dropout": rate}, 2, lr=lr)
+        for words, lr in (("", base), (", a third of lr", round(base / 3, 6))):
+            options = {"modality_dropout": rate}
+            add("evaluator alone", f"dropout {rate}{words}", "evaluator alone", options, 2, lr=lr)
         for given in ("linear", "encodings"):
             reads: Config = {} if given == "linear" else {"input": given}
             net = {**OWN_NET, **reads, "modality_dropout": rate}
@@ -268,17 +271,32 @@ def grid(source: str) -> dict[tuple[str, str], Callable[[int], Config]]:
     return found
 
 
-def _grid(source: str) -> Cells:
-    return {label: [make(seed) for seed in TUNING_SEEDS] for label, make in grid(source).items()}
+def _grid(source: str, folder: Path = RESULTS) -> Cells:
+    first, second = TUNING_SEEDS
+    cells: Cells = {label: [make(first)] for label, make in grid(source).items()}
+    for label in _finalists(source, cells, folder):
+        cells[label] = [*cells[label], grid(source)[label](second)]
+    return cells
 
 
-def chosen(source: str, folder: Path = RESULTS) -> dict[str, tuple[str, str]]:
-    """Each method's best of the grid, by the validation split with modalities missing as in training, mean of seeds."""
-    metric = "accuracy" if source == "digits" else "mae"
-    table = Stored(path(f"grid_{source}", folder), _grid(source), command(f"grid_{source}"), metric)
-    names = dict.fromkeys(name for name, _ in table.cells)
-    ran = [label for label in table.cells if table.scores(label, "valid")]
-    return {name: table.best(mine) for name in names if (mine := [label for label in ran if label[0] == name])}
+def _finalists(source: str, cells: Cells, folder: Path) -> list[tuple[str, ...]]:
+    """Each method's best few by the first seed; none while the grid is not run."""
+    table = Stored(path(f"grid_{source}", folder), cells, command(f"grid_{source}"))
+    left = [label for label in cells if table.scores(label, "valid")]
+    found: list[tuple[str, ...]] = []
+    for name in dict.fromkeys(name for name, _ in cells) if len(left) == len(cells) else ():
+        for _ in range(FINALISTS):
+            found.append(table.best(label for label in left if label[0] == name and label not in found))
+    return found
+
+
+def chosen(source: str, folder: Path = RESULTS) -> dict[str, tuple[str, ...]]:
+    """Each method's best finalist, by the validation split with gaps as in training, mean of two seeds."""
+    cells = _grid(source, folder)
+    last = {label: configs for label, configs in cells.items() if len(configs) == len(TUNING_SEEDS)}
+    table = Stored(path(f"grid_{source}", folder), last, command(f"grid_{source}"))
+    names = dict.fromkeys(name for name, _ in last)
+    return {name: table.best(label for label in last if label[0] == name) for name in names}
 
 
 def grid_digits() -> Cells:
@@ -307,6 +325,34 @@ def _fair(source: str) -> Cells:
 def tuned_digits() -> Cells:
     """Fair trials on digits: (method, recipe)."""
     return _fair("digits")
+
+
+def _elsewhere(source: str) -> Cells:
+    """The recipes that digits chose, on other data: (method,)."""
+    found = {name: grid(source)[label] for name, label in chosen("digits").items()}
+    return {(name,): [make(seed) for seed in SEEDS] for name, make in found.items()}
+
+
+def recipe_synthetic() -> Cells:
+    """The recipes that digits chose, on synthetic: (method,)."""
+    return _elsewhere("synthetic")
+
+
+def recipe_mosi() -> Cells:
+    """The recipes that digits chose, on CMU-MOSI: (method,)."""
+    return _elsewhere("mosi")
+
+
+def readings_digits() -> Cells:
+    """DREAM at its best recipe on digits, and other readings of it: (reading,)."""
+    if "DREAM" not in (best := chosen("digits")):
+        return {}
+    make = grid("digits")[best["DREAM"]]
+    changes: dict[str, Config] = {"as tuned": {}, "keys of what contributes": {"keys": "available"}}
+    return {
+        (what,): [{**config, "method_options": {**config["method_options"], **change}} for config in map(make, SEEDS)]
+        for what, change in changes.items()
+    }
 
 
 # --- runs that are no training of one method --------------------------------------------------------------------------
@@ -632,6 +678,9 @@ TABLES: dict[str, Callable[[], Cells]] = {
     "interpretations_synthetic": interpretations_synthetic,
     "grid_digits": grid_digits,
     "tuned_digits": tuned_digits,
+    "readings_digits": readings_digits,
+    "recipe_synthetic": recipe_synthetic,
+    "recipe_mosi": recipe_mosi,
     "fig3_synthetic": fig3_synthetic,
     "mixed_synthetic": mixed_synthetic,
 }
@@ -644,6 +693,9 @@ FILES = {  # tables that share runs
     "longer_synthetic": "table1_synthetic",
     "longer_mosi": "table1_mosi",
     "tuned_digits": "longer",
+    "readings_digits": "longer",
+    "recipe_synthetic": "table1_synthetic",
+    "recipe_mosi": "table1_mosi",
 }
 SWEEP = Sweep("dream", TABLES, score, RUNNERS, FILES)
 path, command, main = SWEEP.path, SWEEP.command, SWEEP.main

@@ -189,12 +189,13 @@ class OtherDREAM(
         if how == "linear":
             return super()._projections(widths)
         if how == "encodings":
-            if not hasattr(self.evaluator, "encode_frames"):
+            net: Any = self.evaluator
+            if not hasattr(net, "encode_frames"):
                 raise ValueError(
                     f"input: 'encodings' expects an evaluator that encodes frames, such as Table3Evaluator, got "
-                    f"{type(self.evaluator).__name__}"
+                    f"{type(net).__name__}"
                 )
-            widths = dict.fromkeys(widths, self.evaluator.width)
+            widths = dict.fromkeys(widths, net.width)
         span = 3 if how == "conv" else 1
         return nn.ModuleDict({m: nn.Conv1d(k, d, span, padding=span // 2, bias=False) for m, k in widths.items()})
 
@@ -256,8 +257,9 @@ class OtherDREAM(
     def _frames(self, frames: Tensor, name: str) -> Tensor:
         if self.config.input != "encodings":
             return frames
+        net: Any = self.evaluator
         with torch.no_grad():
-            return self.evaluator.encode_frames(name, frames)
+            return net.encode_frames(name, frames)
 
     def _seen(
         self,

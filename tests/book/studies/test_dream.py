@@ -17,11 +17,13 @@ from mmlib.methods import DREAM
 from mmlib.missing import MissingPlan
 
 TRAINED = [name for name in study.TABLES if name not in study.RUNNERS]
+FAIR = ("grid_digits", "tuned_digits", "recipe_synthetic", "recipe_mosi", "readings_digits")
 
 
 @pytest.mark.parametrize("table", study.TABLES)
 def test_every_cell_has_runs_of_its_own_with_equal_seeds(table: str) -> None:
-    cells = study.TABLES[table]()
+    if not (cells := study.TABLES[table]()):
+        pytest.skip("the grid is not run")
     if table.startswith("grid"):
         cells = {label: [{**c, "seed": c["seed"] - 100} for c in configs[:1]] for label, configs in cells.items()}
     hashes = [results.config_hash(c) for configs in cells.values() for c in configs]
@@ -38,7 +40,40 @@ def test_every_cell_has_runs_of_its_own_with_equal_seeds(table: str) -> None:
     }.get(table, 3)
 
 
-@pytest.mark.parametrize("table", TRAINED)
+@pytest.mark.parametrize("table", FAIR)
+def test_a_fair_trial_has_as_many_epochs_with_the_evaluator_as_the_evaluator_alone(table: str) -> None:
+    cells = study.TABLES[table]()
+    configs = [c for runs in cells.values() for c in runs]
+    assert len({c["train"]["epochs"] * (2 if c["method"] == "DREAM" else 1) for c in configs}) <= 1
+    assert len({c["train"]["batch_size"] for c in configs}) <= 1
+    for c in configs:
+        options = c.get("method_options", {})
+        if c["method"] == "DREAM":
+            assert options.get("evaluator_dropout", 0) == options.get("modality_dropout", 0)
+            assert not isinstance(options.get("masked_fusion"), int) or options["enhance"] == "none"
+
+
+def test_every_method_of_the_grid_has_the_same_dropouts_and_a_finalist_wins(tmp_path: Path) -> None:
+    cells = study.grid("digits")
+    for name in ("evaluator alone", "DREAM's net alone", "DREAM"):
+        options = [make(0).get("method_options", {}) for (who, _), make in cells.items() if who == name]
+        assert {o.get("modality_dropout", 0.0) for o in options} == set(study.DROPOUTS)
+    assert study.chosen("digits", tmp_path) == {}
+
+    def run(config: dict) -> list[dict]:
+        place = list(cells.values()).index(next(m for m in cells.values() if m(config["seed"]) == config))
+        value = 0.5 + 0.01 * place if config["seed"] == 100 else 0.9 - 0.02 * place  # the second seed turns them round
+        return [{"condition": "valid", "metric": "accuracy", "value": value, "n": 10}]
+
+    for _ in range(2):
+        runs = [config for configs in study._grid("digits", tmp_path).values() for config in configs]
+        experiments.load_or_run(study.path("grid_digits", tmp_path), runs, run)
+    assert len(runs) == len(cells) + 3 * study.FINALISTS
+    names = [label for label in cells if label[0] == "DREAM"]
+    assert study.chosen("digits", tmp_path)["DREAM"] == names[-2]  # which the second seed prefers
+
+
+@pytest.mark.parametrize("table", [name for name in TRAINED if name not in FAIR])
 def test_a_table_gives_every_method_the_same_budget(table: str) -> None:
     cells = study.TABLES[table]()
     if table.startswith("longer"):

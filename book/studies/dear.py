@@ -5,6 +5,9 @@ Each function gives a table's cells: a label per axis -> the configs of that cel
 follow LNLN's protocol (`protocol`): missing rates drawn per sample and modality in training, selection on validation
 at a rate of one half, tests at ten constant rates. Within a table all methods share masks, seeds, steps, batch size,
 schedule and learning rate. DEAR is 32 wide here, not 128.
+
+DEAR has two recipes (`RECIPES`, a config's entry "recipe"). The tables ``main_*`` are of the main one, LNLN's token
+encoders; the others are of the one that was swept first, Eq. 5's projections pooled over frames.
 """
 
 from __future__ import annotations
@@ -58,6 +61,9 @@ DATA: dict[str, Config] = {
         "keep_ends": ["language"],
     },
 }
+# DEAR's options below those of a config. "swept", where a config names none: LN on the text too, e_m a mean over
+# features; "tokens": LNLN's encoders, with which alone Table 8's number of parameters is met
+RECIPES: dict[str, Config] = {"swept": {"error": "mean", "normed": "all"}, "tokens": {"preset": "table8"}}
 ENCODER = "text-encoder"  # the `transformers` checkpoint below the data root
 # token ids, [UNK] for what is dropped, encoded again by a frozen pre-trained encoder; masks of training drawn once
 IDS: Config = {
@@ -66,6 +72,7 @@ IDS: Config = {
     "train": DATA["mosi text and audio"]["train"],
     "text_encoder": ENCODER,
 }
+TASK_ALONE: Config = {"lambda1": 0.0, "lambda2": 0.0, "alpha": 0.0, "sure": False, "streams": "single"}
 METHODS: dict[str, Config] = {
     "joint training": {"method": "JointTraining", "backbone_options": {"width": 32}},
     "modality dropout": {
@@ -75,10 +82,7 @@ METHODS: dict[str, Config] = {
     },
     "DEAR's net, task loss": {
         "method": "DEAR",
-        "method_options": {
-            **WIDTH,
-            **{"lambda1": 0.0, "lambda2": 0.0, "alpha": 0.0, "sure": False, "streams": "single"},
-        },
+        "method_options": {**WIDTH, **TASK_ALONE},
     },
     "DEAR": {"method": "DEAR", "method_options": WIDTH},
 }
@@ -126,6 +130,41 @@ INTERPRETATIONS: dict[str, Config] = {
 }
 RATES_TRIED = (1e-3, 3e-3, 1e-2, 3e-2)
 
+# The main recipe: DEAR, its own net, and joint training as wide as the others and at as many parameters (106 thousand)
+MAIN: dict[str, Config] = {
+    "joint training": {"method": "JointTraining", "backbone_options": {"width": 32}},
+    "joint training, equal parameters": {"method": "JointTraining", "backbone_options": {"width": 62}},
+    "DEAR's net, task loss": {
+        "method": "DEAR",
+        "recipe": "tokens",
+        "method_options": {**WIDTH, **TASK_ALONE},
+    },
+    "DEAR": {"method": "DEAR", "recipe": "tokens", "method_options": {**WIDTH, "error": "mean"}},
+}
+FIXED = "lr .003"  # one recipe for all
+GRID: dict[str, tuple[float, float]] = {  # learning rate, modality dropout: the same for every method
+    FIXED: (3e-3, 0.0),
+    "lr .01": (1e-2, 0.0),
+    "lr .003, modality dropout .3": (3e-3, 0.3),
+}
+MAIN_PARTS: dict[str, Config] = {
+    "w/o SURE": {"sure": False},
+    "w/o DS": {"streams": "single"},
+    "w/o HDCR": {"alignment": "mse"},
+}
+MAIN_CHOICES: dict[str, Config] = {
+    "one Transformer over all": {"hdcr": "joint"},
+    "text's values in y_syn": {"residual": True},
+    "no text layers": {"text_layers": 0},
+    "LN on audio and vision": {"normed": "others"},
+}
+MAIN_RELIABILITY: dict[str, Config] = {
+    "e as printed, tau 10": {"error": "token_norm", "tau": 10.0},
+    "e as printed, tau 10, z detached": {"error": "token_norm", "tau": 10.0, "detach_descriptors": True},
+    "e as printed, tau 1": {"error": "token_norm"},
+    "e a mean, tau 1": {"error": "mean"},
+}
+
 
 def _config(source: str, method: str, seed: int, options: Config | None = None, **changes: Any) -> Config:
     made: Config = {**DATA[source], **METHODS[method], "seed": seed, "profile": "book"}
@@ -134,7 +173,47 @@ def _config(source: str, method: str, seed: int, options: Config | None = None, 
     return {**made, "protocol": "lnln", "conditions": "rates and subsets", **changes}
 
 
+def _main(name: str, cell: str, seed: int, options: Config | None = None, conditions: str = "rates") -> Config:
+    """A run of the main recipe on synthetic at a point of the grid."""
+    lr, dropout = GRID[cell]
+    made = {**DATA["synthetic"], **MAIN[name], "seed": seed, "profile": "book", "protocol": "lnln"}
+    made["method_options"] = {
+        **made.get("method_options", {}),
+        **({"modality_dropout": dropout} if dropout else {}),
+        **(options or {}),
+    }
+    return {**made, "train": {**TRAIN, "lr": lr}, "conditions": conditions}
+
+
 # --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def main_synthetic() -> Cells:
+    """Table 1 on synthetic at the main recipe, one setting for all: (method,)."""
+    return {(name,): [_main(name, FIXED, seed) for seed in SEEDS] for name in MAIN}
+
+
+def main_grid() -> Cells:
+    """The same, each method's settings to be chosen by validation: (method, point of the grid)."""
+    return {(name, cell): [_main(name, cell, seed) for seed in SEEDS[:3]] for name in MAIN for cell in GRID}
+
+
+def main_parts() -> Cells:
+    """Tables 3 and 10 on synthetic at the main recipe: (what,)."""
+    changes = {"DEAR": {}, **MAIN_PARTS}
+    return {(n,): [_main("DEAR", FIXED, seed, options) for seed in SEEDS] for n, options in changes.items()}
+
+
+def main_choices() -> Cells:
+    """What the paper leaves open at the main recipe, one change at a time: (what,)."""
+    changes = {"DEAR": {}, **MAIN_CHOICES}
+    return {(n,): [_main("DEAR", FIXED, seed, options) for seed in SEEDS[:3]] for n, options in changes.items()}
+
+
+def main_reliability() -> Cells:
+    """What DEAR thinks of each test sample at the main recipe, by e, tau and where Eq. 7's gradient ends: (what,)."""
+    made = lambda options, seed: _main("DEAR", FIXED, seed, options, "reliability")
+    return {(name,): [made(options, seed) for seed in SEEDS] for name, options in MAIN_RELIABILITY.items()}
 
 
 def _synthetic(
@@ -160,7 +239,8 @@ def _paper(name: str) -> Cells:
         "data": name,
         "data_options": {"text": "ids", "aligned": False},
         "method": "DEAR",
-        "method_options": {"preset": "table8", "text_encoder": checkpoint},
+        "recipe": "tokens",
+        "method_options": {"text_encoder": checkpoint},
         "train": {**TRAIN, "epochs": 200, "batch_size": 64, "lr": 1e-4},
         "profile": "paper",
         "protocol": "lnln",
@@ -285,19 +365,25 @@ def protocol(config: Config) -> dict[str, Any]:
     return {"train_plan": {**common, "resample": True}, "valid_plan": at(0.5), "conditions": tests}
 
 
+def options(config: Config) -> Config:
+    """The options of a config's method: of DEAR, those of its recipe first."""
+    recipe = RECIPES[config.get("recipe", "swept")] if config["method"] == "DEAR" else {}
+    return {**recipe, **config.get("method_options", {})}
+
+
 def expand(config: Config) -> Config:
     """The config as `experiments.train_and_score` reads it."""
-    made = {**config, **protocol(config)}
+    made = {**config, **protocol(config), "method_options": options(config)}
     if config["conditions"] == "rates and subsets":
         made["conditions"] = [made["conditions"], "subsets"]
     elif config["conditions"] == "half":
         made["conditions"] = {"r=0.5": made["conditions"]["r=0.5"]}
-    for name in ("protocol", "keep_ends"):
+    for name in ("protocol", "keep_ends", "recipe"):
         made.pop(name, None)
     return made
 
 
-SCORED = ("rates and subsets", "half")  # the entries "conditions" that `score` reads
+SCORED = ("rates and subsets", "rates", "half")  # the entries "conditions" that `score` reads
 KEPT = ("acc7", "f1_non0", "mae", "corr")  # of the eight scores, where a table is no headline
 
 
@@ -347,7 +433,7 @@ def build(config: Config, split: MultimodalDataset) -> Any:
 
     kind = experiments.method_class(config["method"])
     backbone = None if config["method"] == "DEAR" else GenericBackbone.for_data(split, **config["backbone_options"])
-    return kind.for_data(split, backbone, **config.get("method_options", {}))
+    return kind.for_data(split, backbone, **options(config))
 
 
 def train(config: Config, callbacks: tuple[Any, ...] = ()) -> tuple[Any, Any, Splits]:
@@ -506,6 +592,11 @@ def run_selection(config: Config) -> results.Results:
 
 
 TABLES: dict[str, Callable[[], Cells]] = {
+    "main_synthetic": main_synthetic,
+    "main_grid": main_grid,
+    "main_parts": main_parts,
+    "main_choices": main_choices,
+    "main_reliability": main_reliability,
     "table1_synthetic": table1_synthetic,
     "reliability": reliability,
     "ablations_synthetic": ablations_synthetic,
@@ -527,8 +618,9 @@ TABLES: dict[str, Callable[[], Cells]] = {
 FILES = dict.fromkeys(
     ("table1_synthetic", "ablations_synthetic", "alternatives_synthetic", "sensitivity_synthetic", "interpretations"),
     "synthetic",
-)
+) | dict.fromkeys(("main_grid", "main_parts", "main_choices"), "main_synthetic")
 RUNNERS: dict[str, Callable[[Config], results.Results]] = {
+    "main_reliability": run_reliability,
     "reliability": run_reliability,
     "selection": run_selection,
     "table1_mosi_ids": run_ids,

@@ -56,7 +56,14 @@ class Live:
         self.valid = self._broken(splits["valid"], tests["r=0.5"])
         few = splits["test"].subset(torch.arange(min(300, len(splits["test"]))))
         self.looks = {rate: self._broken(few, tests[rate]) for rate in ("r=0.0", "r=0.5", "r=0.9")}
-        self.size = {"width": setup.width, "heads": 4, "head_width": 8, "hidden": 32, "tau": setup.tau}
+        self.size = {
+            **study.RECIPES["swept"],
+            "width": setup.width,
+            "heads": 4,
+            "head_width": 8,
+            "hidden": 32,
+            "tau": setup.tau,
+        }
         self.config = TrainConfig(
             epochs=setup.epochs, batch_size=128, lr=setup.lr, optimizer="adamw", weight_decay=1e-4,
             schedule="linear-warmup-cosine", seed=self.seed, device=setup.device,

@@ -82,11 +82,11 @@ class DEARConfig:
 
 
 class Projection(nn.Module):
-    """phi of Eq. 5: Linear(LN(F)). A frame of one value has nothing to be normalised and goes without."""
+    """phi of Eq. 5: Linear(LN(F)); text, and a frame of one value, which has nothing to be normalised, without LN."""
 
-    def __init__(self, source: int, width: int):
+    def __init__(self, source: int, width: int, norm: bool = True):
         super().__init__()
-        self.norm = nn.LayerNorm(source) if Whole(1)("source", source) > 1 else nn.Identity()
+        self.norm = nn.LayerNorm(source) if Whole(1)("source", source) > 1 and norm else nn.Identity()
         self.project = nn.Linear(source, Whole(1)("width", width))
 
     def forward(self, x: Tensor, valid: Tensor) -> Tensor:
@@ -136,7 +136,7 @@ class SynergisticAttention(nn.Module):
     """Eq. 9: the query's frames attend to the others', whose keys and values are scaled by their reliability.
 
     h[m] [n, T_m, d], valid[m] bool [n, T_m], w[m] [n] -> [n, T_query, d]. A small w makes a key's score 0, not small:
-    attention becomes flat, and only the value is suppressed.
+    attention becomes flat, and only the value is suppressed. As printed, y_syn carries no values of the text.
     """
 
     def __init__(self, query: str, modalities: tuple[str, ...], width: int):
@@ -185,9 +185,8 @@ class Diagnosis(NamedTuple):
     weights: Tensor  # w [B, M]
     entropy: Tensor  # H(w) [B]
     gate: Tensor  # g [B]: 1 is the synergistic stream alone
-    error: Tensor | None = (
-        None  # e_m [B, M]; NaN where modality m is missing by nature; None where nothing says what was
-    )
+    # e_m [B, M]; NaN where modality m is missing by nature; None where nothing says what was
+    error: Tensor | None = None
     original: Tensors = {}  # per modality the mean of X_m over its frames [B, d]; {} where nothing says what was
     reconstructed: Tensors = {}  # the same of the reconstruction
 
@@ -220,7 +219,8 @@ class DEAR(Presets, SharesBatches, ReadsText, config=DEARConfig, presets={"paper
         super().__init__()
         self.config = config = self.configured(preset, options)
         self.modalities = names = tuple(config.feature_shapes)
-        self.query = config.query or next((m for m in ("language", "text") if m in names), names[0])
+        self.text = next((m for m in ("language", "text") if m in names), None)
+        self.query = config.query or self.text or names[0]
         self.read_with(text_encoder, config.feature_shapes, config.text_width, config.freeze_text)
         self.shapes = {m: self.frames_read(m, shape) for m, shape in config.feature_shapes.items()}
         M, d = len(names), config.width
@@ -254,7 +254,7 @@ class DEAR(Presets, SharesBatches, ReadsText, config=DEARConfig, presets={"paper
         return model
 
     def make_encoder(self, m: str) -> nn.Module:
-        return Projection(self.shapes[m][1], self.config.width)
+        return Projection(self.shapes[m][1], self.config.width, norm=m != self.text)
 
     def make_hdcr(self, m: str) -> nn.Module:
         return Reconstruction(self.config, self.shapes[m][0], self.config.layers)
@@ -404,12 +404,12 @@ class DEAR(Presets, SharesBatches, ReadsText, config=DEARConfig, presets={"paper
         return list(found.unimodal.unbind(1))
 
     def error(self, own: Compared, both: Compared) -> Tensor:
-        """e_m = |X_m - its reconstruction|^2 of each sample, a mean over frames and features, [B, M]; no gradient.
+        """Eq. 12's e_m = |X_m - its reconstruction|^2, a sum over features, mean over frames, [B, M]; no gradient.
 
         ``both`` has the samples of all processes where ``own`` has those of one.
         """
         squared = {m: (full(own.x[m]) - full(own.y[m])).square() for m in self.modalities}
-        return torch.stack([masked_mean(e, own.frames[m]).mean(-1) for m, e in squared.items()], -1).detach()
+        return torch.stack([masked_mean(e, own.frames[m]).sum(-1) for m, e in squared.items()], -1).detach()
 
     # --- looking at it ---
 

@@ -86,7 +86,9 @@ class Loop:
             for m in self.names:
                 where = self.frames(batch, m, b)
                 h[m] = self.encode(m, {t: self.value(batch, m, b, t) for t in where})
-                rep[m] = self.hdcr(m, h[m])
+            rep = self.repair(h)
+            for m in self.names:
+                where = self.frames(batch, m, b)
                 if c.space == "raw":
                     shown[m] = {t: self.linear(f"hdcr.{m}.raw", v) for t, v in rep[m].items()}
                     x[m] = {t: self.value(complete, m, b, t) for t in where}
@@ -121,7 +123,12 @@ class Loop:
         for b, (i, m) in itertools.product(range(n), enumerate(self.names)):
             if there[b, i]:
                 squares = [((X[b][m][t] - Y[b][m][t]) ** 2) for t in kept[b][m]]
-                self.error[b, i] = np.mean(squares) if c.error == "mean" else np.sum(squares)
+                norms = [one.sum() for one in squares]  # of a frame
+                self.error[b, i] = {
+                    "token_norm": np.mean(norms),
+                    "mean": np.mean(squares),
+                    "sum": np.sum(norms),
+                }[c.error]
         if c.sure:
             scale = np.ones(M)
             if c.error_scale == "variance":
@@ -155,21 +162,32 @@ class Loop:
         return self.linear(f"{name}.3", np.maximum(self.linear(f"{name}.0", x), 0))
 
     def encode(self, m, x):  # Eq. 5
-        deep = m == self.query and self.c.encoder == "tokens"
+        text = next((known for known in ("language", "text") if known in self.names), None)
+        deep = m == (text or self.query) and self.c.encoder == "tokens" and self.c.text_layers > 0
         name = f"encoder.{m}.first" if deep else f"encoder.{m}"
         if self.c.encoder == "tokens":
             count = 8
             h = {i: self.p[f"{name}.tokens"][i] for i in range(count)}
-            h |= {count + t: self.linear(f"{name}.project", v) for t, v in x.items()}
+            h |= {count + t: self.project(name, m == text, v) for t, v in x.items()}
             h = self.transformer(f"{name}.transformer", h, 2)
             h = {i: h[i] for i in range(count)}
         else:
-            normed = {t: self.normed(f"{name}.norm", v) if len(v) > 1 else v for t, v in x.items()}
-            h = {t: self.linear(f"{name}.project", v) for t, v in normed.items()}
-        return self.transformer(f"encoder.{m}.rest", h, 2) if deep else h
+            h = {t: self.project(name, m == text, v) for t, v in x.items()}
+        return self.transformer(f"encoder.{m}.rest", h, self.c.text_layers) if deep else h
 
-    def hdcr(self, m, h):
-        return self.transformer(f"hdcr.{m}", h, self.c.layers)
+    def project(self, name, is_text, v):
+        """phi: all but the text normalised, or all, or none; a frame of one value is not."""
+        normed = {"others": not is_text, "all": True, "none": False}[self.c.normed] and len(v) > 1
+        return self.linear(f"{name}.project", self.normed(f"{name}.norm", v) if normed else v)
+
+    def repair(self, h):
+        """HDCR: a Transformer for each modality, or one in which the frames of all attend to one another."""
+        if self.c.hdcr == "each":
+            return {m: self.transformer(f"hdcr.{m}", h[m], self.c.layers) for m in self.names}
+        x = {(m, t): v + self.p[f"hdcr.{m}.position"][t] for m in self.names for t, v in h[m].items()}
+        for i in range(self.c.layers):
+            x = self.layer(f"across.{i}", x)
+        return {m: {t: x[m, t] for t in h[m]} for m in self.names}
 
     def transformer(self, name, h, layers):
         x = {t: v + self.p[f"{name}.position"][t] for t, v in h.items()}

@@ -17,7 +17,7 @@ from mmlib import DEAR
 from mmlib.batch import MultimodalBatch, MultimodalDataset
 from mmlib.layers import TransformerLayer
 from mmlib.losses import mmd
-from mmlib.methods.dear import DEARConfig, reliability_weights, weight_entropy
+from mmlib.methods.dear import DEARConfig, SynergisticAttention, reliability_weights, weight_entropy
 from mmlib.metrics import msa_scores
 from mmlib.missing import MissingPlan
 from mmlib.training import TrainConfig, fit, load, predict, random_state, save
@@ -63,6 +63,32 @@ def test_one_value_frames_are_not_normalised_away():
     np.testing.assert_allclose(model(batch).logits.detach(), Loop(model, batch).out["y"], rtol=1e-7, atol=1e-9)
     assert len(set(model.diagnose(batch).weights[:, 0].tolist())) == len(batch)
     assert model.query == "a"  # no text: the first
+
+
+def test_the_text_goes_without_the_norm_of_equation_5():
+    model = make(make_batch())
+    kinds = {m: type(model.encoder[m].norm) for m in model.modalities}
+    assert kinds == {"language": nn.Identity, "audio": nn.LayerNorm, "vision": nn.LayerNorm}
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+def test_the_synergistic_stream_has_no_values_of_the_text(frames):
+    """Eq. 9: the text asks, the others answer. With one key all attention is on it, so noise for text changes nothing.
+
+    As on CMU-MOSI here, where audio has one frame: H_syn is that frame's value, whatever the text says.
+    """
+    g = torch.Generator().manual_seed(0)
+    draw = lambda T: torch.randn(5, T, 6, generator=g, dtype=torch.float64)
+    h = {"language": draw(4), "audio": draw(frames)}
+    valid = {m: torch.ones(x.shape[:2], dtype=torch.bool) for m, x in h.items()}
+    pair = SynergisticAttention("language", ("language", "audio"), 6).double()
+    w = {m: torch.rand(5, generator=g, dtype=torch.float64) for m in h}
+    before, after = pair(h, valid, w), pair({**h, "language": draw(4)}, valid, w)
+    change = (before - after).abs().max().item()
+    assert (change == 0) == (frames == 1)
+    if frames == 1:
+        value = (w["audio"][:, None, None] * pair.W_V(h["audio"])).expand_as(before)
+        torch.testing.assert_close(before, value, rtol=0, atol=0)
 
 
 # --- by hand ----------------------------------------------------------------------------------------------------------
@@ -277,7 +303,7 @@ def test_parameters_with_bert_base():
         bert = transformers.BertModel(transformers.BertConfig())
         assert count(bert) == 109_482_240
         models = {r: DEAR(bert, preset=r, feature_shapes=shapes) for r in PRESETS}
-    assert count(models["paper"]) == 111_664_570
+    assert count(models["paper"]) == 111_664_570 - 2 * 768  # the text, BERT's, has no norm of Eq. 5
     assert count(models["table8"]) == 114_043_784
     assert 4.0e6 < count(models["table8"]) - count(bert) < 5.0e6
     parts = {name: count(part) for name, part in models["table8"].named_children()}

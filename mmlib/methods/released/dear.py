@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...batch import MultimodalBatch
-from ...checks import Flag, Is, OneOf, Several, Text, Whole, option
+from ...batch import MultimodalBatch, Output
+from ...checks import RATE, Flag, Is, OneOf, Several, Text, Whole, option
 from ...layers import TransformerLayer, full, masked_mean, same_draw
 from ...losses import task_loss
 from ..dear import (
@@ -20,6 +21,7 @@ from ..dear import (
     DEARConfig,
     Diagnosis,
     Encoded,
+    Projection,
     Reconstruction,
     SynergisticAttention,
     Tensors,
@@ -36,16 +38,21 @@ __all__ = [
     "SummaryTokens",
 ]
 
-TOKENS, TOKEN_LAYERS, TEXT_LAYERS = 8, 2, 2  # LNLN's
+TOKENS, TOKEN_LAYERS = 8, 2  # LNLN's
 
 
 @dataclass(frozen=True)
 class OtherDEARConfig(DEARConfig):
     """The choices that the paper leaves; the first of each is that of `DEAR`."""
 
-    # 3.2: Eq. 5's encoders; "tokens": LNLN's, a Transformer whose learned tokens sum up a sequence, and two further
-    # layers for the query
+    # Eq. 5's encoders; "tokens": LNLN's, a Transformer whose learned tokens sum up a sequence
     encoder: str = option("projection", OneOf("projection", "tokens"))
+    text_layers: int = option(2, Whole(0))  # further Transformer layers on the text's tokens
+    normed: str = option("others", OneOf("others", "all", "none"))  # whose frames Eq. 5 normalises: all but the text's
+    # the probability with which training drops each modality that is there, as `JointTraining` does; X is what it was
+    modality_dropout: float = option(0.0, RATE)
+    # 3.2: a Transformer for "each" modality, or one "joint" over the frames of all
+    hdcr: str = option("each", OneOf("each", "joint"))
     alignment: str = option("mmd", OneOf("mmd", "sinkhorn", "mse"))  # "mse": the paper's ablation "w/o HDCR"
     # where X and its reconstruction are compared: Eq. 5's features, or the "raw" ones
     space: str = option("encoded", OneOf("encoded", "raw"))
@@ -56,18 +63,21 @@ class OtherDEARConfig(DEARConfig):
     joint_sum: str = option("once", OneOf("once", "literal"))
     # 3.3
     norm: str = option("l2", OneOf("l2", "layer"))  # Norm in Eq. 6
+    detach_descriptors: bool = option(False, Flag())  # Eq. 7's gradient stops at z: the difficulty shapes no features
     learn_tau: bool = option(False, Flag())  # tau, a parameter that starts where it is said
     # 3.4: what the streams read, HDCR's output, or the "encoded" incomplete features
     stream_input: str = option("reconstructed", OneOf("reconstructed", "encoded"))
     # the synergistic stream: Eq. 9, or Table 14's Concat + SelfAttn ("self") and Gated Fusion
     fusion: str = option("cross", OneOf("cross", "self", "gated"))
     k_scale: str = option("key", OneOf("key", "logbias"))  # Eq. 9: K times w, or log w added to the scores
-    residual: bool = option(False, Flag())  # the query's own features are added to Eq. 9's output
+    # the query's own features are added to Eq. 9's output, which as printed has none of the text's values
+    residual: bool = option(False, Flag())
     # 3.5
     main: str = option("mse", OneOf("mse", "l1"))  # regression's L_main and L_aux
     # L_aux: the mean over the unimodal predictions, or over "all", the two streams with them
     aux: str = option("unimodal", OneOf("unimodal", "all"))
-    error: str = option("mean", OneOf("mean", "sum"))  # e_m: over frames and features
+    # e_m: the squared norm of a frame (a token), mean over frames; a "mean" over features too; a "sum" over both
+    error: str = option("token_norm", OneOf("token_norm", "mean", "sum"))
     error_grad: bool = option(False, Flag())  # Eq. 12's gradient also reaches the reconstruction
     error_scale: str = option("none", OneOf("none", "variance"))  # "variance": e_m over the variance of X_m
 
@@ -79,28 +89,27 @@ class OtherDEARConfig(DEARConfig):
             raise ValueError(f"samples: expected 'mean' for 'raw' features, whose widths differ, got {self.samples!r}")
 
 
-class SummaryTokens(nn.Module):
+class SummaryTokens(Projection):
     """LNLN's encoder: learned tokens in front of the projected frames; x [n, T, D] -> those tokens, [n, 8, d]."""
 
-    def __init__(self, config: DEARConfig, frames: int, source: int):
-        super().__init__()
+    def __init__(self, config: DEARConfig, frames: int, source: int, norm: bool = False):
         Is("a DEARConfig", DEARConfig)("config", config)
-        self.project = nn.Linear(Whole(1)("source", source), config.width)
+        super().__init__(source, config.width, norm)
         self.tokens = nn.Parameter(torch.zeros(TOKENS, config.width))
         self.transformer = Reconstruction(config, Whole(1)("frames", frames) + TOKENS, TOKEN_LAYERS)
         nn.init.normal_(self.transformer.position)
 
     def forward(self, x: Tensor, valid: Tensor) -> Tensor:
-        x = torch.cat([self.tokens.expand(len(x), -1, -1), self.project(x)], 1)
+        x = torch.cat([self.tokens.expand(len(x), -1, -1), super().forward(x, valid)], 1)
         return self.transformer(x, F.pad(valid, (TOKENS, 0), value=True))[:, :TOKENS]
 
 
 class _Deeper(nn.Module):
-    """The query's `SummaryTokens` with Transformer layers behind it."""
+    """The text's `SummaryTokens` with Transformer layers behind it."""
 
-    def __init__(self, first: nn.Module, config: DEARConfig):
+    def __init__(self, first: nn.Module, config: DEARConfig, layers: int):
         super().__init__()
-        self.first, self.rest = first, Reconstruction(config, TOKENS, TEXT_LAYERS)
+        self.first, self.rest = first, Reconstruction(config, TOKENS, layers)
 
     def forward(self, x: Tensor, valid: Tensor) -> Tensor:
         h = self.first(x, valid)
@@ -160,7 +169,7 @@ class GatedFusion(nn.Module):
 
 
 # LNLN's encoders, with which the parameters of Table 8 are met
-class OtherDEAR(DEAR, config=OtherDEARConfig, presets={"table8": {"encoder": "tokens"}}):
+class OtherDEAR(DEAR, config=OtherDEARConfig, presets={"table8": {"encoder": "tokens", "normed": "none"}}):
     """DEAR with the options of `OtherDEARConfig`; with "variance", errors are in units of that seen in training."""
 
     config: OtherDEARConfig
@@ -168,6 +177,8 @@ class OtherDEAR(DEAR, config=OtherDEARConfig, presets={"table8": {"encoder": "to
 
     def __init__(self, text_encoder: nn.Module | None = None, *, preset: str = "paper", **options: Any):
         super().__init__(text_encoder, preset=preset, **options)
+        if self.config.hdcr == "joint":
+            self.across = Reconstruction(self.config, 1, self.config.layers).layers
         tau = self.config.tau
         learned = self.config.sure and self.config.learn_tau
         self.log_tau = nn.Parameter(torch.tensor(math.log(tau))) if learned else None
@@ -177,16 +188,20 @@ class OtherDEAR(DEAR, config=OtherDEARConfig, presets={"table8": {"encoder": "to
             self.register_buffer("variance", torch.ones(len(self.modalities)))  # a running mean over training steps
 
     def make_encoder(self, m: str) -> nn.Module:
-        if self.config.encoder == "projection":
-            return super().make_encoder(m)
-        first = SummaryTokens(self.config, *self.shapes[m])
-        return _Deeper(first, self.config) if m == self.query else first
+        config, (frames, source) = self.config, self.shapes[m]
+        norm = config.normed == "all" or (config.normed == "others" and m != self.text)
+        if config.encoder == "projection":
+            return Projection(source, config.width, norm)
+        first = SummaryTokens(config, frames, source, norm)
+        deeper = config.text_layers and m == (self.text or self.query)
+        return _Deeper(first, config, config.text_layers) if deeper else first
 
     def make_hdcr(self, m: str) -> nn.Module:
         config, (frames, source) = self.config, self.shapes[m]
+        layers = config.layers if config.hdcr == "each" else 0  # then its own are the positions alone
         if config.space == "raw":
-            return RawReconstruction(config, frames, config.layers, source)
-        return Reconstruction(config, TOKENS if config.encoder == "tokens" else frames, config.layers)
+            return RawReconstruction(config, frames, layers, source)
+        return Reconstruction(config, TOKENS if config.encoder == "tokens" else frames, layers)
 
     def make_fusion(self) -> nn.Module:
         if self.config.fusion == "self":
@@ -195,6 +210,14 @@ class OtherDEAR(DEAR, config=OtherDEARConfig, presets={"table8": {"encoder": "to
             return GatedFusion(self.modalities, self.config.width)
         kind = LogBiasAttention if self.config.k_scale == "logbias" else SynergisticAttention
         return kind(self.query, self.modalities, self.config.width)
+
+    def forward(self, batch: MultimodalBatch) -> Output:
+        if self.training and self.config.modality_dropout:
+            keep = torch.rand(batch.present.shape, device=batch.device) >= self.config.modality_dropout
+            kept = batch.present & keep
+            kept = torch.where(kept.any(-1, keepdim=True), kept, batch.present)
+            batch = batch.drop(present=kept, keep_complete=True)
+        return super().forward(batch)
 
     # --- 3.2 ---
 
@@ -206,6 +229,12 @@ class OtherDEAR(DEAR, config=OtherDEARConfig, presets={"table8": {"encoder": "to
 
     def reconstruct(self, encoded: Encoded) -> tuple[Tensors, Tensors]:
         repaired, x_hat = super().reconstruct(encoded)
+        if self.config.hdcr == "joint":
+            h, valid = (torch.cat([side[m] for m in self.modalities], 1) for side in (repaired, encoded.valid))
+            for layer in self.across:
+                h = layer(h, valid)
+            lengths = [repaired[m].shape[1] for m in self.modalities]
+            repaired = x_hat = dict(zip(self.modalities, h.split(lengths, 1), strict=True))
         if self.config.space == "raw":
             x_hat = {m: self.hdcr[m].get_submodule("raw")(h) for m, h in repaired.items()}
         return repaired, x_hat
@@ -244,6 +273,7 @@ class OtherDEAR(DEAR, config=OtherDEARConfig, presets={"table8": {"encoder": "to
     # --- 3.3 ---
 
     def descriptor(self, pooled: Tensor) -> Tensor:
+        pooled = pooled.detach() if self.config.detach_descriptors else pooled
         return super().descriptor(pooled) if self.config.norm == "l2" else F.layer_norm(pooled, pooled.shape[-1:])
 
     def reliability(self, pooled: Tensors) -> tuple[Tensor | None, Tensor]:
@@ -275,15 +305,13 @@ class OtherDEAR(DEAR, config=OtherDEARConfig, presets={"table8": {"encoder": "to
         return super().supervised(found) + (streams if self.config.aux == "all" else [])
 
     def error(self, own: Compared, both: Compared) -> Tensor:
-        mean = self.config.error == "mean"
-        error = torch.stack(
-            [
-                masked_mean(e, own.frames[m]).mean(-1) if mean else (e.sum(-1) * own.frames[m]).sum(-1)
-                for m in self.modalities
-                for e in [(full(own.x[m]) - full(own.y[m])).square()]
-            ],
-            -1,
-        )
+        over: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+            "token_norm": lambda e, frames: masked_mean(e, frames).sum(-1),
+            "mean": lambda e, frames: masked_mean(e, frames).mean(-1),
+            "sum": lambda e, frames: (e.sum(-1) * frames).sum(-1),
+        }
+        squared = {m: (full(own.x[m]) - full(own.y[m])).square() for m in self.modalities}
+        error = torch.stack([over[self.config.error](e, own.frames[m]) for m, e in squared.items()], -1)
         if self.config.error_scale == "variance":
             error = error / (self._variances(both) if self.training else self.variance)
         return error if self.config.error_grad else error.detach()

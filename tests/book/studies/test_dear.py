@@ -44,9 +44,9 @@ def test_a_table_has_seeds_enough_and_options_that_exist(table: str) -> None:
         assert len(seeds) >= {"tuning": 1, "leak": 1}.get(table, 3), label
         json.dumps(configs)
         for config in configs:
-            if config["method"] == "dear":
+            if config["method"] == "DEAR":
                 known = {*OtherDEARConfig.__dataclass_fields__, "preset", "text_encoder"}
-                assert set(config["method_options"]) <= known
+                assert set(study.options(config)) <= known
     assert study.path(table).name.startswith("dear-")
     assert table in study.command(table)
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from mmlib import DEAR
+from mmlib.methods.dear import Compared
 from mmlib.methods.released.dear import OtherDEAR
 from tests.methods.dear_loop import SHAPES, compare, make, make_batch
 
@@ -33,6 +34,15 @@ OPTIONS = [
     {"error_scale": "variance"},
     {"preset": "table8"},
     {"encoder": "tokens", "query": "audio"},
+    {"encoder": "tokens", "normed": "all", "text_layers": 0},
+    {"normed": "all"},
+    {"normed": "none"},
+    {"hdcr": "joint"},
+    {"hdcr": "joint", "space": "raw"},
+    {"hdcr": "joint", "preset": "table8"},
+    {"error": "mean"},
+    {"error": "mean", "error_scale": "variance"},
+    {"detach_descriptors": True},
 ]
 
 
@@ -91,6 +101,55 @@ def test_the_error_teaches_the_reconstruction_too():
     assert gradient(error_grad=True).any()
 
 
+@pytest.mark.parametrize(("error", "expected"), [("token_norm", 5.0), ("mean", 2.5), ("sum", 10.0)])
+def test_three_sizes_of_an_error_by_hand(error, expected):
+    """Two frames of two features, apart by (1, 2) and (2, 1), beside one that does not count: 5, 5 / 2 and 5 + 5."""
+    model = make(make_batch(M=2), error=error)
+    x = torch.tensor([[[1.0, 2.0], [2.0, 1.0], [7.0, 7.0]]])
+    frames, rows = torch.tensor([[True, True, False]]), torch.ones(1, 2, dtype=torch.bool)
+    both = Compared(*({m: y for m in model.modalities} for y in (x, torch.zeros_like(x), frames)), rows)
+    assert model.error(both, both).tolist() == [[expected, expected]]
+
+
+@pytest.mark.parametrize("detached", [False, True])
+def test_a_detached_descriptor_teaches_the_estimator_alone(detached):
+    batch = make_batch()
+    model = make(batch, detach_descriptors=detached)
+    model(batch).losses["calibration"].backward()
+    assert model.difficulty[0].weight.grad.any()
+    touched = [p.grad is not None and bool(p.grad.any()) for p in model.encoder.parameters()]
+    assert any(touched) != detached
+
+
+def test_one_transformer_lets_the_modalities_repair_each_other():
+    batch = make_batch(drop=False)
+    other = batch.replace(features={**batch.features, "audio": batch.features["audio"] + 1})
+    for hdcr, apart in (("each", False), ("joint", True)):
+        model = make(batch, hdcr=hdcr, train=False, normed="none")
+        before, after = (model.reconstruct(model.encode(b))[0]["vision"] for b in (batch, other))
+        assert torch.equal(before, after) != apart
+
+
+def test_modality_dropout_is_that_of_joint_training_and_keeps_the_originals():
+    batch = make_batch(n=64)
+    shown = []
+    model = make(batch, modality_dropout=0.5)
+    model.encode = lambda b, encode=model.encode: (shown.append(b), encode(b))[1]
+    torch.manual_seed(1)
+    model(batch)
+    masked, whole = shown[0], shown[1]
+    torch.manual_seed(1)
+    keep = batch.present & (torch.rand(64, 3) >= 0.5)
+    expected = torch.where(keep.any(-1, keepdim=True), keep, batch.present)
+    assert torch.equal(masked.present, expected)
+    assert whole is batch.complete
+    shown.clear()
+    model.eval()(batch)
+    assert torch.equal(shown[0].present, batch.present)
+    unbroken = make_batch(drop=False)
+    assert make(unbroken, modality_dropout=0.5)(unbroken).losses["unimodal"] > 0  # X is what it was before
+
+
 def test_options_choose_the_class():
     """`DEAR` takes every option; what its own file has stays in its own file."""
     shapes = {"a": (2, 3), "b": (1, 2)}
@@ -106,12 +165,14 @@ def test_options_choose_the_class():
     ("options", "message"),
     [
         ({"space": "raw", "encoder": "tokens"}, "space: 'raw' features have a frame each"),
+        ({"modality_dropout": 1.0}, "modality_dropout: expected"),
+        ({"text_layers": -1}, "text_layers: expected"),
         ({"space": "raw", "samples": "subsampled"}, "samples: expected 'mean'"),
         *(
             ({name: "wild"}, f"{name}: expected ")
             for name in (
                 "encoder", "space", "alignment", "samples", "joint_sum", "norm", "stream_input", "fusion", "k_scale",
-                "main", "aux", "error", "error_scale",
+                "main", "aux", "error", "error_scale", "hdcr", "normed",
             )
         ),
     ],

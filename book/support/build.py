@@ -28,7 +28,7 @@ from mmlib.files import atomic_write
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ROOT / "_build" / "book-src"
 FACTS = ROOT / "book" / "results" / "chapters.json"
-STATUS, SPEED = ROOT / "book" / "status.md", ROOT / "book" / "speed.md"
+STATUS, SPEED, COMPARE = (ROOT / "book" / f"{page}.md" for page in ("status", "speed", "how-we-compare"))
 BENCHMARKS = ROOT / "tests" / "benchmarks" / "results"
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 VERSIONS = ("torch", "numpy", "scikit-learn", "matplotlib")
@@ -350,8 +350,14 @@ def _number(value: object) -> str:
 
 
 def write_status() -> None:
-    """Put `coverage_table` between its marks on the status page, `status_table` and `speed_table` on that of speed."""
-    tables = {STATUS: {"coverage": coverage_table()}, SPEED: {"chapters": status_table(), "speed": speed_table()}}
+    """Put the tables that code makes between their marks on the pages status, speed and how we compare."""
+    from book.studies import compare
+
+    tables = {
+        STATUS: {"coverage": coverage_table()},
+        SPEED: {"chapters": status_table(), "speed": speed_table()},
+        COMPARE: compare.tables(),
+    }
     for path, parts in tables.items():
         if not path.exists():
             continue
@@ -403,7 +409,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     one = commands.add_parser("refresh", help="rewrite the committed outputs of chapters (default: all)")
     one.add_argument("files", nargs="*", type=Path)
     commands.add_parser("figures", help="draw the pictures in book/_static")
-    commands.add_parser("status", help="write the tables of the pages status and speed again, as refresh does")
+    commands.add_parser("status", help="write the tables that code makes on pages again, as refresh does")
     given = parser.parse_args(arguments)
     if given.command == "execute":
         execute(prepare())

@@ -48,7 +48,7 @@ def floors() -> Cells:
             {"data_options": {}, **given, "method": method, "backbone": "linear", "seed": 0, "profile": "book"}
         ]
         for name, given in DATA.items()
-        for method in ("constant", "linear probe")
+        for method in ("constant", "pooled probe")
     }
 
 
@@ -188,7 +188,7 @@ def floors_table() -> str:
     lines = ["| Data set | Metric | Test samples | Constant | Best modality alone | All modalities |"]
     lines += ["| :-- | :-- | --: | --: | --: | --: |"]
     for words in DATA:
-        constant, probes = (_values("floors", (words, method)) for method in ("constant", "linear probe"))
+        constant, probes = (_values("floors", (words, method)) for method in ("constant", "pooled probe"))
         kinds = ("mae", "f1_non0") if ("all", "mae") in probes else ("accuracy",)
         for metric in kinds:
             alone = {c: value for (c, m), (value, _) in probes.items() if m == metric and c != "all"}

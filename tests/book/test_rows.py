@@ -43,7 +43,7 @@ import pytest
 import torch
 from scipy import stats
 
-from book.studies import balm, dear, dream, imbalance
+from book.studies import balm, compare, dear, dream, imbalance
 from book.support import build, experiments, results
 from mmlib import backbones, baselines, data, methods
 from mmlib.losses import task_loss
@@ -79,6 +79,9 @@ def linear_probe(config: dict[str, Any]) -> list[dict[str, Any]]:
 
 RUNNERS: dict[str, Callable[[dict[str, Any]], list[dict[str, Any]]]] = {
     "linear probe": linear_probe,
+    "pooled probe": compare.run_floors,
+    "constant": compare.run_floors,
+    "paired_interval": compare.run_intervals,
     "detection": dream.run_detection,
     "mask": dream.run_mask,
     "Reweighted": imbalance.run,

@@ -7,14 +7,18 @@ import torch
 
 from book.studies import compare
 from book.support import build
-from mmlib import MultimodalDataset
+from mmlib import MultimodalBatch, MultimodalDataset
 
 
 def test_features_are_the_mean_of_what_was_seen() -> None:
-    frames = torch.tensor([[[1.0], [3.0], [50.0]], [[0.0], [0.0], [0.0]]])
-    valid = torch.tensor([[True, True, False], [True, True, True]])
-    present = torch.tensor([[True], [False]])
-    split = MultimodalDataset.from_arrays({"a": frames}, [0, 1], valid={"a": valid}, present=present)
+    batch = MultimodalBatch(
+        {"a": torch.tensor([[[1.0], [3.0], [50.0]], [[0.0], [0.0], [0.0]]])},
+        torch.tensor([[True], [False]]),
+        torch.tensor([0, 1]),
+        valid={"a": torch.tensor([[True, True, False], [True, True, True]])},
+        ids=torch.arange(2),
+    )
+    split = MultimodalDataset(batch)
     x, there = compare.pooled(split, "a")
     assert x.tolist() == [[2.0], [0.0]]
     assert there.tolist() == [True, False]
@@ -35,7 +39,7 @@ def test_a_probe_chooses_its_penalty_on_validation() -> None:
 
 
 def test_floors_of_a_data_set() -> None:
-    (config,) = compare.floors()["digits", "linear probe"]
+    (config,) = compare.floors()["digits", "pooled probe"]
     rows = compare.run_floors(config)
     found = {(r["condition"], r["metric"]): r["value"] for r in rows}
     assert found["all", "accuracy"] > max(v for (c, m), v in found.items() if c != "all" and m == "accuracy")

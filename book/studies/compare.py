@@ -82,7 +82,7 @@ def run_floors(config: Config) -> results.Results:
     alone = {m: {key: pooled(split, m) for key, split in splits.items()} for m in splits["train"].modalities}
     rows, kept = results.Results(), {"target": y["test"]}
     common = {k: config[k] for k in ("method", "data", "backbone", "seed", "profile")}
-    common["data_hash"] = splits["test"].info["fingerprint"][:12]
+    common |= {"data_hash": splits["test"].info["fingerprint"][:12], "mask_hash": "-"}
     chosen = {"all": list(alone)} if config["method"] == "constant" else {**{m: [m] for m in alone}, "all": list(alone)}
     for condition, names in chosen.items():
         x = {key: np.hstack([alone[m][key][0] for m in names]) for key in splits}
@@ -164,7 +164,9 @@ def run_intervals(config: Config) -> list[dict[str, Any]]:
         width[world] = found[0].high - found[0].low
     oracle = 2 * 1.96 * math.sqrt(1.25 * of_seeds**2 / n + of_samples**2 / SAMPLES + rest**2 / (n * SAMPLES))
     values = {"coverage": held[:, 0].mean(), "students": held[:, 1].mean(), "width": width.mean() / oracle}
-    return [{"condition": "simulated", "metric": k, "value": float(v), "n": WORLDS} for k, v in values.items()]
+    common = {**{k: config[k] for k in ("method", "seed", "profile")}, "data": "simulated", "condition": "simulated"}
+    common |= {"data_hash": "-", "mask_hash": "-"}
+    return [{**common, "metric": k, "value": float(v), "n": WORLDS} for k, v in values.items()]
 
 
 SWEEP = Sweep(
@@ -219,7 +221,8 @@ def _values(table: str, label: tuple[str, ...]) -> dict[tuple[str, str], tuple[f
     (config,) = SWEEP.tables[table]()[label]
     found = results.load_results(path(table))
     found = found[found["config_hash"] == results.config_hash(config)]
-    return {(r.condition, r.metric): (r.value, int(r.n)) for r in found.itertuples()}
+    columns = (found[name].tolist() for name in ("condition", "metric", "value", "n"))
+    return {(where, metric): (value, int(n)) for where, metric, value, n in zip(*columns, strict=True)}
 
 
 if __name__ == "__main__":

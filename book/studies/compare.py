@@ -36,6 +36,7 @@ DESIGNS: dict[str, tuple[float, float, float]] = {  # standard deviations of see
     "seeds and samples": (0.1, 0.3, 1.0),
     "seeds above all": (0.3, 1.0, 1.0),
 }
+SIMULATED: Config = {"method": "paired_interval", "data": "simulated", "seed": 0, "profile": "book"}
 
 
 # --- floors ----------------------------------------------------------------------------------------------------------
@@ -134,9 +135,7 @@ def scored(guess: np.ndarray, target: np.ndarray, scale: str) -> list[tuple[str,
 def intervals() -> Cells:
     """Simulated experiments whose truth is known: (design, what skews, seeds)."""
     return {
-        (design, skew, str(n)): [
-            {"method": "paired_interval", "design": list(sizes), "skew": skew, "n": n, "seed": 0, "profile": "book"}
-        ]
+        (design, skew, str(n)): [{**SIMULATED, "design": list(sizes), "skew": skew, "n": n}]
         for design, sizes in DESIGNS.items()
         for skew in ("normal", "skewed")
         for n in SEEDS
@@ -164,8 +163,7 @@ def run_intervals(config: Config) -> list[dict[str, Any]]:
         width[world] = found[0].high - found[0].low
     oracle = 2 * 1.96 * math.sqrt(1.25 * of_seeds**2 / n + of_samples**2 / SAMPLES + rest**2 / (n * SAMPLES))
     values = {"coverage": held[:, 0].mean(), "students": held[:, 1].mean(), "width": width.mean() / oracle}
-    common = {**{k: config[k] for k in ("method", "seed", "profile")}, "data": "simulated", "condition": "simulated"}
-    common |= {"data_hash": "-", "mask_hash": "-"}
+    common = {**SIMULATED, "condition": "simulated", "data_hash": "-", "mask_hash": "-"}
     return [{**common, "metric": k, "value": float(v), "n": WORLDS} for k, v in values.items()]
 
 

@@ -62,7 +62,7 @@ CELL = ["cell", "condition", "metric"]
 SAID = ["condition", "metric", "n", "data_hash", "mask_hash"]
 MADE = ["kernels", "torch", "device", "data_hash"]
 COMPUTED = ("avmnist",)  # features that are computed here: their last bits, and the data's hash, follow NumPy's kernels
-EMBEDDED = ("digits", "synthetic", "confounded", "conversations")
+EMBEDDED = ("digits", "synthetic", "confounded", "conversations", "simulated")
 
 
 def linear_probe(config: dict[str, Any]) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .batch import BATCH, MultimodalBatch, per_frame
 from .checks import Array, Device, Flag, Function, Is, Maybe, Named, Number, OneOf, Text, Whole
@@ -28,6 +29,8 @@ __all__ = [
     "VALUE",
     "Pairs",
     "accuracy_values",
+    "arrival_codes",
+    "arrival_credit",
     "coalition_logits",
     "coalition_masks",
     "coalition_rows",
@@ -191,6 +194,37 @@ def prediction_accuracy_score(predictions: Tensor, target: Tensor) -> Tensor:
     return shapley_values((predictions == target[..., None]) * size)
 
 
+def arrival_codes(orders: Tensor, present: Tensor | None = None) -> Tensor:
+    """The coalitions that grow along orders of arrival, as numbers: int64 [..., R, M] -> [..., R, M + 1], first 0.
+
+    present : bool [..., M]; what is absent arrives and leaves the coalition as it is
+
+    Raises ValueError for what is no permutation of 0 to M - 1.
+    """
+    M = Array("integer", "[..., R, M]")("orders", orders).shape[-1]
+    if not torch.equal(orders.sort(-1).values, torch.arange(M).to(orders).expand_as(orders)):
+        raise ValueError(f"orders: expected permutations of 0 to {M - 1} along the last axis, got others")
+    joins = torch.ones_like(orders) << orders
+    if Maybe(Array("bool", "[..., M]"))("present", present) is not None:
+        assert present is not None
+        if present.shape != (*orders.shape[:-2], M):
+            raise ValueError(f"present: expected {[*orders.shape[:-2], M]}, got {list(present.shape)}")
+        joins = joins * present[..., None, :].expand(orders.shape).gather(-1, orders)
+    return F.pad(joins.cumsum(-1), (1, 0))
+
+
+def arrival_credit(gains: Tensor, orders: Tensor) -> Tensor:
+    """What each modality brings on arriving, a mean over orders: gains [..., R, M] of the arrivals -> [..., M].
+
+    orders : int64 [..., R, M], or [R, M] for all alike; ``gains[..., r, k]`` is credited to ``orders[..., r, k]``
+    """
+    R, M = Array("float", "[..., R, M]")("gains", gains).shape[-2:]
+    if Array("integer", "[..., R, M]")("orders", orders).shape not in (gains.shape, (R, M)) or not R:
+        raise ValueError(f"orders: expected {list(gains.shape)} or {[R, M]} with R >= 1, got {list(orders.shape)}")
+    place = orders.expand(gains.shape).flatten(-2)
+    return gains.new_zeros(*gains.shape[:-2], M).scatter_add(-1, place, gains.flatten(-2)) / R
+
+
 def permutation_shapley(value: Callable[[Tensor], Tensor], present: Tensor, orders: Tensor) -> Tensor:
     """Shapley values averaged over the given orders of arrival: int64 [B, R, M] -> [B, M].
 
@@ -203,24 +237,15 @@ def permutation_shapley(value: Callable[[Tensor], Tensor], present: Tensor, orde
 
     Raises ValueError for wrong shapes, for M > 62, and where ``value`` returns a wrong shape, NaN or infinity.
     """
-    Array("integer", "[B, R, M]")("orders", orders)
-    M = Array("bool", "[B, M]")("present", present).shape[1]
-    if orders.shape[2] == M and not torch.equal(orders.sort(-1).values, torch.arange(M).to(orders).expand_as(orders)):
-        raise ValueError(f"orders: expected permutations of 0 to {M - 1} along the last axis, got others")
-    return _permutation_shapley(value, present, orders)
-
-
-def _permutation_shapley(value: Callable[[Tensor], Tensor], present: Tensor, orders: Tensor) -> Tensor:
     Function("a function of masks [S, B, M]")("value", value)
-    B, M = present.shape
+    Array("integer", "[B, R, M]")("orders", orders)
+    B, M = Array("bool", "[B, M]")("present", present).shape
     if not 1 <= M <= 62:
         raise ValueError(f"present: expected 1 to 62 modalities, got {M}")
     if orders.shape[0] != B or orders.shape[2] != M or orders.shape[1] < 1:
         raise ValueError(f"orders: expected int64 [{B}, R, {M}] with R >= 1, got {tuple(orders.shape)}")
     R = orders.shape[1]
-    joins = torch.gather(present.long() << torch.arange(M, device=present.device), 1, orders.flatten(1))
-    after = joins.view(B, R, M).cumsum(-1)  # the coalition, as a number, once each modality has arrived
-    codes = torch.cat([after.new_zeros(B, R, 1), after], -1).flatten(1)
+    codes = arrival_codes(orders, present).flatten(1)
 
     # Per sample: sort, number the distinct coalitions, and remember each one's place.
     ordered, where = codes.sort(-1)
@@ -239,8 +264,7 @@ def _permutation_shapley(value: Callable[[Tensor], Tensor], present: Tensor, ord
     _check_finite(values, "value")
     index = torch.empty_like(place).scatter_(1, where, place)
     path = values.t().gather(1, index).view(B, R, M + 1)
-    gains = path[..., 1:] - path[..., :-1]
-    return gains.new_zeros(B, M).scatter_add(1, orders.flatten(1), gains.flatten(1)) / R
+    return arrival_credit(path[..., 1:] - path[..., :-1], orders)
 
 
 def monte_carlo_shapley(
@@ -271,7 +295,7 @@ def monte_carlo_shapley(
     orders = torch.rand(B, drawn, M, generator=generator, device=device, dtype=torch.float64).argsort(-1)
     if antithetic:
         orders = torch.stack([orders, orders.flip(-1)], 2).flatten(1, 2)[:, :permutations]
-    return _permutation_shapley(value, present, orders.to(present.device))
+    return permutation_shapley(value, present, orders.to(present.device))
 
 
 # --- logits to values ------------------------------------------------------------------------------------------------

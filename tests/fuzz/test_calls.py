@@ -293,6 +293,14 @@ case("coalitions.prediction_shift_score", coalitions.prediction_shift_score, lam
 case("coalitions.prediction_accuracy_score", coalitions.prediction_accuracy_score,
      lambda: dict(predictions=I(3, 2, 8), target=I(3, 2)), predictions=TABLE,
      target=lambda good: [None, "x", 3, [1, 2], good.float() + 0.5, I(3, 5)])
+ORDERS = lambda good: [None, "x", 3, good.float(), good.tolist(), good[0, 0]]
+case("coalitions.arrival_codes", coalitions.arrival_codes,
+     lambda: dict(orders=torch.tensor([[[0, 1, 2]], [[2, 1, 0]]]), present=ONES(2, 3)),
+     orders=lambda good: [*ORDERS(good), good + 1, good * 0],
+     present=lambda good: ["x", 3, good.float(), good[:, :2], good[:1]])
+case("coalitions.arrival_credit", coalitions.arrival_credit,
+     lambda: dict(gains=R(4, 1, 3), orders=torch.tensor([[2, 0, 1]])), gains=lambda good: [None, "x", 3, good.long()],
+     orders=lambda good: [None, "x", 3, good.float(), good[:, :2], good[0], good[:0]])
 case("coalitions.permutation_shapley", coalitions.permutation_shapley,
      lambda: dict(value=GAME, present=ONES(2, 3), orders=torch.tensor([[[0, 1, 2]], [[2, 1, 0]]])), value=VALUE,
      present=L,

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from ...batch import BATCH, DATASET, MultimodalBatch, MultimodalDataset
 from ...checks import Array, Either, Flag, Maybe, OneOf, Whole, option
-from ...coalitions import discrete_predictions
+from ...coalitions import arrival_codes, arrival_credit, discrete_predictions
 from .._data_checks import check_alike, check_target
 from ..dream import DREAM, Contributions, CrossAttention, CrossModalBlock, DREAMConfig, distillation_loss
 
@@ -79,13 +79,9 @@ def permutation_coalitions(orders: Tensor) -> tuple[Tensor, Tensor]:
 
     ``masks`` are distinct, and ``path[r, k]`` is the place among them of the first k arrivals of order r.
     """
-    R, M = Array("integer", "[R, M]")("orders", orders).shape
-    if not torch.equal(orders.sort(-1).values, torch.arange(M).to(orders).expand_as(orders)):
-        raise ValueError(f"orders: expected permutations of 0 to {M - 1}, got others")
-    arrived = F.one_hot(orders, M).cumsum(1).bool()  # [R, M, M]
-    along = torch.cat([arrived.new_zeros(R, 1, M), arrived], 1)
-    masks, path = torch.unique(along.flatten(0, 1), dim=0, return_inverse=True)
-    return masks, path.view(R, M + 1)
+    M = Array("integer", "[R, M]")("orders", orders).shape[1]
+    codes, path = torch.unique(arrival_codes(orders), return_inverse=True)
+    return (codes[:, None] >> torch.arange(M, device=codes.device)) & 1 == 1, path
 
 
 def permutation_scores(
@@ -107,8 +103,7 @@ def permutation_scores(
     if target is not None and Array("integer bool", "[...]")("target", target).shape != predictions.shape[:-1]:
         raise ValueError(f"target: expected {list(predictions.shape[:-1])}, got {list(target.shape)}")
     along = predictions[..., path]  # [..., R, M + 1]
-    arrival = orders.argsort(-1).expand(*along.shape[:-1], -1)  # when each modality arrives
-    credit = lambda gains: gains.to(torch.get_default_dtype()).gather(-1, arrival).mean(-2)
+    credit = lambda gains: arrival_credit(gains.to(torch.get_default_dtype()), orders)
     pss = credit(along[..., 1:] != along[..., :-1])
     if target is None:
         return Contributions(pss, None)

@@ -11,6 +11,7 @@ import torch
 from dream_reference import check_against_loop, check_gradients, make_batch, make_dream
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from mmlib import DREAM, MultimodalDataset
 from mmlib.backbones import EvaluatorConfig, MLPEvaluator, Table3Evaluator
@@ -261,3 +262,22 @@ def test_more_modalities_than_any_table_holds():
     assert model(data.data).logits.shape == (4, 2)
     with pytest.raises(ValueError, match="16"):
         DREAM.for_data(data, evaluator, width=4, heads=1).contributions(data.data)
+
+
+@pytest.mark.parametrize(("R", "M"), [(1, 3), (3, 3), (7, 4), (24, 6), (100, 6)])
+def test_scores_from_drawn_orders_are_to_the_bit_those_before_the_shared_engine(R, M):
+    """The stored runs were made with a mean over gathered gains; the coalition engine adds them up in place."""
+    g = torch.Generator().manual_seed(R)
+    orders = torch.rand(R, M, generator=g).argsort(-1)
+    predictions, target = torch.randint(0, 4, (50, 2**M), generator=g), torch.randint(0, 4, (50,), generator=g)
+    arrived = nn.functional.one_hot(orders, M).cumsum(1)
+    codes = nn.functional.pad((arrived << torch.arange(M)).sum(-1), (1, 0))
+    along, arrival = predictions[:, codes], orders.argsort(-1).expand(50, -1, -1)
+    right = (along == target[:, None, None]) * torch.arange(M + 1)
+    pss, pas = (
+        (x.float().gather(-1, arrival).mean(-2)) for x in (along[..., 1:] != along[..., :-1], right.diff(dim=-1))
+    )
+    masks, path = permutation_coalitions(orders)
+    found = permutation_scores(predictions[:, (masks.long() << torch.arange(M)).sum(-1)], path, orders, target)
+    assert torch.equal(found.pss, pss)
+    assert torch.equal(found.pas, pas)

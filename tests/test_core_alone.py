@@ -14,6 +14,8 @@ import mmlib
 
 ROOT = Path(mmlib.__file__).parent
 CORE = [
+    "_arrays.py",
+    "_streams.py",
     "batch.py",
     "checks.py",
     "files.py",

@@ -21,6 +21,7 @@ ROOT = Path(mmlib.__file__).parent
 LAYERS: list[tuple[str, ...]] = [  # from the top; a module belongs to the longest of these names that it begins with
     ("sklearn",),
     ("training", "checkpoint", "statistics"),
+    ("_prediction",),
     ("data", "metrics"),
     ("baselines", "methods.released"),
     ("methods",),
@@ -29,6 +30,8 @@ LAYERS: list[tuple[str, ...]] = [  # from the top; a module belongs to the longe
     ("missing",),
     ("losses", "layers"),
     ("batch",),
+    ("_streams",),
+    ("_arrays",),
     ("checks", "files"),
 ]
 KINDS = ("methods", "methods.released", "baselines", "data", "backbones")  # whose files do not import each other

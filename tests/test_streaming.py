@@ -223,7 +223,7 @@ def mapped(folder: Path, x: np.ndarray, mode: str = "r") -> np.ndarray:
 
 @pytest.mark.parametrize("mode", ["r", "r+", "c"])
 def test_mapped_arrays_are_streamed_and_mean_what_arrays_mean(tmp_path: Path, mode: str, monkeypatch) -> None:
-    monkeypatch.setattr("mmlib.batch.PIECE", 700)  # several pieces, of unequal length
+    monkeypatch.setattr("mmlib._streams.PIECE", 700)  # several pieces, of unequal length
     given = arrays()
     given["voice"][[4, 11]] = np.nan
     given["face"][7, 2:4] = np.nan
@@ -252,7 +252,7 @@ def test_mapped_arrays_are_streamed_and_mean_what_arrays_mean(tmp_path: Path, mo
     ],
 )
 def test_mapped_arrays_are_checked(tmp_path: Path, value: float, message: str, monkeypatch) -> None:
-    monkeypatch.setattr("mmlib.batch.PIECE", 700)
+    monkeypatch.setattr("mmlib._streams.PIECE", 700)
     x = arrays()["voice"]
     x[33, 2] = value
     with pytest.raises(ValueError, match=rf"features\['voice'\]: {message}"):

@@ -48,6 +48,7 @@ CORE = {
     "batch",
 }
 FLOOR = {"checks", "files"}  # what everything stands on; not drawn
+INSIDE = {"_arrays": "batch", "_streams": "batch", "_prediction": "training"}  # drawn in the box that names them
 STEPS = (
     ("a file", "data.load"),
     ("a data set", "MultimodalDataset"),
@@ -87,7 +88,7 @@ BEFORE = {
 
 def unit(module: tuple[str, ...]) -> str:
     """The box that a module stands in: ("methods", "released", "mce") is in "released", ("data", "text") in "data"."""
-    return "released" if module[:2] == ("methods", "released") else module[0]
+    return "released" if module[:2] == ("methods", "released") else INSIDE.get(module[0], module[0])
 
 
 def imports() -> set[tuple[str, str]]:

@@ -271,9 +271,9 @@ case("layers.masked_mean", layers.masked_mean, lambda: dict(x=R(2, 4, 3), mask=O
 case("layers.kept_modalities", layers.kept_modalities, lambda: dict(present=ONES(2, 3), rate=0.3),
      present=lambda good: [None, "x", 3, good.float(), good.tolist()], rate=SHARE)
 case("layers.scoring", lambda modules: layers.scoring(modules).__enter__(), lambda: dict(modules=net()), modules=thing)
-case("batch.frame_axis", frame_axis, lambda: dict(x=R(2, 3, 4), lead=1),
+case("frame_axis", frame_axis, lambda: dict(x=R(2, 3, 4), lead=1),
      x=lambda good: [None, "x", 3, R(2)], lead=whole(-1, 0, 7))
-case("batch.per_frame", per_frame, lambda: dict(mask=ONES(2, 3), x=R(2, 3, 4)),
+case("per_frame", per_frame, lambda: dict(mask=ONES(2, 3), x=R(2, 3, 4)),
      mask=lambda good: [None, "x", 3, good.float(), ONES(2, 7), ONES(2)], x=lambda good: [None, "x", 3, R(2)])
 case("batch.stable_ids", stable_ids, lambda: dict(names=["a", 3]), names=lambda good: [None, 3, 1.5])
 
@@ -697,7 +697,7 @@ case("training.fit", training.fit,
      callbacks=lambda good: [None, "x", 3], checkpoint=lambda good: [3, [], object()], metrics=lambda good: ["x", 3,
      {}])
 PRESENT = lambda good: ["x", 3, [True], {"a": 3}, [["x"]], torch.ones(3), ONES(5, 3), ["no such name"]]
-case("training.predict", training.predict,
+case("predict", training.predict,
      lambda: dict(method=methods()["joint"], dataset=train(), present=[True, False, True], batch_size=8, device="cpu",
                   like=train()),
      method=thing,
@@ -977,7 +977,7 @@ case("statistics.detectable", statistics.detectable,
      power=number(0.5, 1.0), level=number(0.0, 1.0))
 case("statistics.holm", statistics.holm, lambda: dict(p=[0.1, 0.2]),
      p=lambda good: [None, "x", {}, ["a"], [[0.1]], [1.5], [-0.1], [1j], [[0.1], [0.1, 0.2]]])
-case("training.class_names", training.class_names,
+case("class_names", training.class_names,
      lambda: dict(logits=R(3, 2), info={"classes": ["a", "b"], "task": "classification"}),
      logits=lambda good: [*P(good), R(3, 5)],
      info=lambda good: [None, "x", 3, {}, {"classes": ["a"]}, {"classes": 3}])

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from ..batch import BATCH, DATASET, MultimodalBatch, MultimodalDataset
+from ..batch import BATCH, DATASET, MultimodalBatch, MultimodalDataset, stable_ids
 from ..checks import PATH, Either, Maybe, Named, Number, OneOf, Several, Whole
 from .pickles import meaningless
 
@@ -203,11 +204,36 @@ def need_root(root: Path | None, name: str, layout: str) -> Path:
 
 
 class Frames(NamedTuple):
-    """One modality of one split: x [n, T, D] (token ids [n, T]), valid and observed bool [n, T]."""
+    """One modality of one split: x [*N, T, D] (token ids [*N, T]), valid and observed bool [*N, T]."""
 
     x: np.ndarray
     valid: np.ndarray
     observed: np.ndarray
+
+
+def frames_dataset(
+    frames: Mapping[str, Frames],
+    target: np.ndarray,
+    names: Sequence[str],
+    ids: Sequence[str] | None = None,
+    fill: Mapping[str, int] | None = None,
+    extras: Mapping[str, Tensor] | None = None,
+) -> MultimodalDataset:
+    """One split. Everything was checked on reading, so the arrays become the data set's tensors without a copy.
+
+    A modality with no observed frame is absent; ``ids`` identify the samples where ``names`` alone do not.
+    """
+    data = MultimodalBatch(
+        {m: torch.from_numpy(f.x) for m, f in frames.items()},
+        torch.from_numpy(np.stack([f.observed.any(-1) for f in frames.values()], -1)),
+        torch.from_numpy(target),
+        {m: torch.from_numpy(f.valid) for m, f in frames.items()},
+        {m: torch.from_numpy(f.observed) for m, f in frames.items()},
+        ids=stable_ids(names if ids is None else ids),
+        fill=dict(fill or {}),
+        extras=dict(extras or {}),
+    )
+    return MultimodalDataset(data, names=names)
 
 
 def _parts(frames: Frames) -> Iterator[slice]:

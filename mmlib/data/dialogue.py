@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from ..batch import MultimodalBatch, MultimodalDataset, stable_ids
+from ..batch import MultimodalDataset
 from ..checks import PATH, Flag, Maybe, Named, OneOf, Several, Text, Whole, check_all, shown
 from ._readers import (
     ROOT,
@@ -36,6 +36,7 @@ from ._readers import (
     Frames,
     encodable,
     fingerprint,
+    frames_dataset,
     measure_frames,
     plain_numbers,
     read_npy,
@@ -614,20 +615,20 @@ def _targets(
 
 def _dataset(dialogues: Sequence[_Dialogue], frames: Mapping[str, Frames], target: np.ndarray) -> MultimodalDataset:
     """One split, its utterances padded to [B, U]."""
-    lengths = torch.tensor([len(d) for d in dialogues])
-    real = torch.arange(int(lengths.max())) < lengths[:, None]
+    lengths = np.array([len(d) for d in dialogues])
+    real = np.arange(lengths.max()) < lengths[:, None]
 
-    def padded(x: np.ndarray) -> torch.Tensor:
-        rows = torch.from_numpy(x)
-        return rows.new_zeros(*real.shape, *rows.shape[1:]).index_put_((real,), rows)
+    def padded(x: np.ndarray) -> np.ndarray:
+        whole = np.zeros((*real.shape, *x.shape[1:]), x.dtype)
+        whole[real] = x
+        return whole
 
-    names = [f"dialogue/{d.name}" for d in dialogues]
-    data = MultimodalBatch(
-        {m: padded(f.x) for m, f in frames.items()},
-        padded(np.stack([f.observed[:, 0] for f in frames.values()], -1)),
+    names = [d.name for d in dialogues]
+    speaker = torch.from_numpy(padded(np.concatenate([d.speaker for d in dialogues])))
+    return frames_dataset(
+        {m: Frames(padded(f.x), real[..., None].copy(), padded(f.observed)) for m, f in frames.items()},
         padded(target),
-        valid={m: real[..., None].clone() for m in frames},
-        ids=stable_ids(names),
-        extras={"utterance": real, "speaker": padded(np.concatenate([d.speaker for d in dialogues]))},
+        names,
+        ids=[f"dialogue/{name}" for name in names],
+        extras={"utterance": torch.from_numpy(real), "speaker": speaker},
     )
-    return MultimodalDataset(data, names=[d.name for d in dialogues])

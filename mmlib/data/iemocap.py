@@ -17,14 +17,13 @@ import math
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import torch
 
-from ..batch import MultimodalBatch, MultimodalDataset, stable_ids
+from ..batch import MultimodalDataset
 from ..checks import Maybe, OneOf, Whole, check_known
-from ._readers import FRAMES, ROOT, encodable, fingerprint, need_root, read_npy
+from ._readers import FRAMES, ROOT, Frames, encodable, fingerprint, frames_dataset, need_root, read_npy
 
 __all__ = ["LAYOUT", "WIDTHS", "load"]
 
@@ -51,13 +50,6 @@ _LARGEST = 1e30  # values beyond are no features, but bytes in another order
 _PARTS = {"train": "trn", "valid": "val", "test": "tst"}
 # How many utterances of each class the corpus has, all different: they tell the columns' order, which no file says.
 _CORPUS = {1103: "anger", 1636: "happiness", 1708: "neutral", 1084: "sadness"}
-
-
-class _Frames(NamedTuple):
-    """One modality of one split: x float32 [n, T, D], zero after the utterance's own length [n]."""
-
-    x: np.ndarray
-    lengths: np.ndarray
 
 
 def load(
@@ -99,7 +91,7 @@ def load(
     for split, part in _PARTS.items():
         names[split], target[split] = _read_target(folder / "target" / str(fold), part)
     _check_ids(names, folder / "target" / str(fold))
-    frames: dict[str, dict[str, _Frames]] = {}
+    frames: dict[str, dict[str, Frames]] = {}
     for modality, width in WIDTHS.items():
         if arrays:
             paths = {split: folder / _FOLDERS[modality] / str(fold) / f"{part}.npy" for split, part in _PARTS.items()}
@@ -111,8 +103,7 @@ def load(
             mean, std = _measure(frames["audio"]["train"])
         else:
             mean, std = _read_statistics(folder / _STATISTICS, fold)
-        for x, lengths in frames["audio"].values():
-            valid = np.arange(x.shape[1]) < lengths[:, None]
+        for x, valid, _ in frames["audio"].values():
             x -= mean
             x /= std
             x[~valid] = 0
@@ -139,7 +130,11 @@ def load(
     }
     splits = {}
     for split in _PARTS:
-        splits[split] = _dataset({m: frames[m].pop(split) for m in WIDTHS}, names[split], target[split])
+        ids = [f"iemocap/{name}" for name in names[split]]
+        splits[split] = frames_dataset({m: frames[m].pop(split) for m in WIDTHS}, target[split], ids)
+        empty = ~splits[split].present.any(-1)
+        if bool(empty.any()):
+            raise ValueError(f"iemocap: {names[split][int(empty.nonzero()[0])]} has no frames in any modality")
         splits[split].info.update(info, split=split, split_seed=None)
         splits[split].info["fingerprint"] = fingerprint(splits[split])
     return splits
@@ -227,7 +222,7 @@ def _check_ids(names: Mapping[str, Sequence[str]], folder: Path) -> None:
             seen[name] = part
 
 
-def _read_h5(path: Path, names: Mapping[str, Sequence[str]], width: int, limit: int | None) -> dict[str, _Frames]:
+def _read_h5(path: Path, names: Mapping[str, Sequence[str]], width: int, limit: int | None) -> dict[str, Frames]:
     """One modality of all splits. The file is opened once and every utterance read once."""
     read: dict[str, list[np.ndarray]] = {}
     with _opened(path) as file:
@@ -260,7 +255,7 @@ def _read_h5(path: Path, names: Mapping[str, Sequence[str]], width: int, limit: 
         x = np.zeros((len(rows), longest, width), np.float32)
         for to, row in zip(x, rows, strict=True):
             to[: len(row)] = row
-        result[split] = _Frames(x, np.array([len(row) for row in rows]))
+        result[split] = _frames(x, np.array([len(row) for row in rows]))
     return result
 
 
@@ -362,7 +357,7 @@ def _check_finite(path: Path, name: str, x: np.ndarray) -> None:
 
 def _read_arrays(
     paths: Mapping[str, Path], names: Mapping[str, Sequence[str]], width: int, limit: int | None
-) -> dict[str, _Frames]:
+) -> dict[str, Frames]:
     """One modality of all splits, from one array a split; zeros at an utterance's end are padding."""
     read: dict[str, np.ndarray] = {}
     for split, path in paths.items():
@@ -378,7 +373,7 @@ def _read_arrays(
     result = {}
     for split, x in read.items():
         padding = ((0, 0), (0, max(longest - x.shape[1], 0)), (0, 0))
-        result[split] = _Frames(np.ascontiguousarray(np.pad(x[:, :longest], padding)), lengths[split])
+        result[split] = _frames(np.ascontiguousarray(np.pad(x[:, :longest], padding)), lengths[split])
     return result
 
 
@@ -388,10 +383,15 @@ def _last_frame(x: np.ndarray) -> np.ndarray:
     return np.maximum(np.where(some, np.arange(1, x.shape[1] + 1), 0).max(1), 1)
 
 
-def _measure(frames: _Frames) -> tuple[np.ndarray, np.ndarray]:
+def _frames(x: np.ndarray, lengths: np.ndarray) -> Frames:
+    """x [n, T, D], zero after the utterance's own length [n]."""
+    valid = np.arange(x.shape[1]) < lengths[:, None]
+    return Frames(x, valid, valid.copy())
+
+
+def _measure(frames: Frames) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation [D] of the frames; 1 where they do not vary."""
-    valid = np.arange(frames.x.shape[1]) < frames.lengths[:, None]
-    rows = frames.x[valid].astype(np.float64)
+    rows = frames.x[frames.valid].astype(np.float64)
     std = rows.std(0)
     return rows.mean(0).astype(np.float32), np.where(std > 0, std, 1).astype(np.float32)
 
@@ -435,21 +435,3 @@ def _class_names(target: np.ndarray) -> tuple[list[str], bool]:
     if sorted(counts) == sorted(_CORPUS):
         return [_CORPUS[count] for count in counts], True
     return [f"class {k}" for k in range(CLASSES)], False
-
-
-def _dataset(frames: Mapping[str, _Frames], names: Sequence[str], target: np.ndarray) -> MultimodalDataset:
-    """One split. Everything was checked on reading, so the arrays become the data set's tensors without a copy."""
-    lengths = {m: torch.as_tensor(f.lengths) for m, f in frames.items()}
-    present = torch.stack([count > 0 for count in lengths.values()], -1)
-    if not bool(present.any(-1).all()):
-        row = int((~present.any(-1)).nonzero()[0])
-        raise ValueError(f"iemocap: {names[row]} has no frames in any modality")
-    ids = [f"iemocap/{name}" for name in names]
-    data = MultimodalBatch(
-        {m: torch.from_numpy(f.x) for m, f in frames.items()},
-        present,
-        torch.from_numpy(target),
-        {m: torch.arange(f.x.shape[1]) < lengths[m][:, None] for m, f in frames.items()},
-        ids=stable_ids(ids),
-    )
-    return MultimodalDataset(data, names=ids)

@@ -21,9 +21,20 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from ..batch import MultimodalBatch, MultimodalDataset, stable_ids
+from ..batch import MultimodalDataset
 from ..checks import Flag, Maybe, OneOf, Whole, check_all, check_known, shown
-from ._readers import FRAMES, ROOT, Frames, encodable, fingerprint, measure_frames, plain_numbers, scale_frames, some_of
+from ._readers import (
+    FRAMES,
+    ROOT,
+    Frames,
+    encodable,
+    fingerprint,
+    frames_dataset,
+    measure_frames,
+    plain_numbers,
+    scale_frames,
+    some_of,
+)
 from .pickles import safe_pickle_load
 
 __all__ = ["LAYOUT", "MODALITIES", "load", "transcripts"]
@@ -229,7 +240,7 @@ def load(
     for split in SPLITS:
         fill = {"language": unk} if text == "ids" and "language" in wanted else {}
         parts = {m: frames[m].pop(split) for m in wanted}
-        dataset = _dataset(parts, names[split], target[split], extras[split], fill)
+        dataset = frames_dataset(parts, target[split], names[split], fill=fill, extras=extras[split])
         there = dataset.present
         keep = torch.ones(len(there), dtype=torch.bool)
         if drop is not None:
@@ -603,24 +614,3 @@ def _clean(
         seen = valid & ~gone
     there = (x != 0).any((1, 2))
     return Frames(x, valid & there[:, None], seen & there[:, None])
-
-
-def _dataset(
-    frames: Mapping[str, Frames],
-    names: Sequence[str],
-    target: np.ndarray,
-    extras: Mapping[str, torch.Tensor],
-    fill: Mapping[str, int],
-) -> MultimodalDataset:
-    """One split. Everything was checked on reading, so the arrays become the data set's tensors without a copy."""
-    data = MultimodalBatch(
-        {m: torch.from_numpy(f.x) for m, f in frames.items()},
-        torch.from_numpy(np.stack([f.observed.any(1) for f in frames.values()], -1)),
-        torch.from_numpy(target),
-        {m: torch.from_numpy(f.valid) for m, f in frames.items()},
-        {m: torch.from_numpy(f.observed) for m, f in frames.items()},
-        ids=stable_ids(names),
-        fill=dict(fill),
-        extras=dict(extras),
-    )
-    return MultimodalDataset(data, names=names)

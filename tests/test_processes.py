@@ -94,7 +94,7 @@ RUNS: dict[str, tuple[Callable[[], nn.Module], MultimodalDataset, int]] = {
     "ogm-ge, noise": (lambda: OGMGE(net(), alpha=0.8), DATA, 1),
     "ogm-ge, dialogues": (lambda: OGMGE(talk(), noise=False, samples="present"), TALK, 1),
     "pmr": (lambda: PMR(net(), 3), DATA, 1),
-    "pmr, ratio": (lambda: PMR(net(), 3, coefficient="ratio", share=0.5), DATA, 2),
+    "pmr, ratio": (lambda: PMR(net(), 3, coefficient="ratio", fraction=0.5), DATA, 2),
     "mbt-sample": (lambda: MBTSample(net(), warmup=1), DATA, 1),
 }
 REFUSED: dict[str, tuple[Callable[[], nn.Module], MultimodalDataset, int]] = {

@@ -148,8 +148,9 @@ class OnBackbone:
     """The one constructor of methods on a backbone that need no first stage: what such a method adds to its bases."""
 
     @classmethod
-    def _check_data(cls, data: MultimodalDataset) -> None:
-        """Raise ValueError for a data set that the method cannot take."""
+    def _from_data(cls, data: MultimodalDataset, backbone: Any) -> dict[str, Any]:
+        """What the data set tells the constructor. Raises ValueError for one that the method cannot take."""
+        return {}
 
     @classmethod
     def for_data(
@@ -161,9 +162,8 @@ class OnBackbone:
         **options: Any,
     ) -> Self:
         """The method on a backbone for this data set; ``valid`` and ``config``, of a first stage, are not used."""
-        cls._check_data(DATASET("data", data))
         made: Any = cls
-        return made(backbone, **options)
+        return made(backbone, **cls._from_data(DATASET("data", data), backbone), **options)
 
 
 def check_splits(model: Any, train: Any, valid: Any) -> None:

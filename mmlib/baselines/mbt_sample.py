@@ -68,21 +68,21 @@ class MBTSample(OnBackbone, nn.Module):
 
     weak : see `resampling_copies`
     tolerance : for float targets, the largest error that counts as right
-    rows : samples that are valued at once
+    batch_size : samples that are valued at once
 
     ``last`` holds, of the last valuation, ``shapley`` [M] (means over the samples that have the modality) and
     ``copies`` [M] (totals).
     """
 
     def __init__(
-        self, backbone: Backbone, *, warmup: int = 5, weak: str = "auto", tolerance: float = 0.5, rows: int = 512
+        self, backbone: Backbone, *, warmup: int = 5, weak: str = "auto", tolerance: float = 0.5, batch_size: int = 512
     ):
         super().__init__()
         self.backbone: nn.Module = Is("an nn.Module", nn.Module)("backbone", backbone)
         self.warmup = Whole(0)("warmup", warmup)
         self.weak = WEAK("weak", weak)
         self.tolerance = Number(0)("tolerance", tolerance)
-        self.rows = Whole(1)("rows", rows)
+        self.batch_size = Whole(1)("batch_size", batch_size)
         self.last: dict[str, Tensor] = {}
 
     def forward(self, batch: MultimodalBatch) -> Output:
@@ -100,13 +100,13 @@ class MBTSample(OnBackbone, nn.Module):
         """
         if DATASET("data", data).present.ndim != 2:
             raise ValueError(
-                f"data: expected samples [n], got the leading shape {data.data.shape}; copies are whole rows"
+                f"data: expected samples [n], got the leading shape {data.data.shape}; copies are of whole samples"
             )
         device = next(self.backbone.parameters()).device
         masks = coalition_masks(len(data.modalities), device)
         parts = []
-        for rows in torch.arange(len(data), device=data.device).split(self.rows):
-            batch = data[rows].replace(complete=None).to(device)
+        for samples in torch.arange(len(data), device=data.device).split(self.batch_size):
+            batch = data[samples].replace(complete=None).to(device)
             size = (masks & batch.present[:, None]).sum(-1)
             parts.append(shapley_values(size * subset_values(self.backbone, batch, tolerance=self.tolerance)))
         return torch.cat(parts)
@@ -128,8 +128,8 @@ class MBTSample(OnBackbone, nn.Module):
         kept, source = kept.repeat_interleave(times), source.repeat_interleave(times)
         alone = kept[:, None] == torch.arange(modalities, device=data.device)
         everything = torch.ones(n, modalities, dtype=torch.bool, device=data.device)
-        rows = torch.cat([torch.arange(n, device=data.device), source])
-        extended = data[rows].drop(present=torch.cat([everything, alone]))
+        samples = torch.cat([torch.arange(n, device=data.device), source])
+        extended = data[samples].drop(present=torch.cat([everything, alone]))
         return MultimodalDataset(extended, data.info)
 
     def on_epoch_start(self, state: State) -> None:

@@ -7,7 +7,7 @@ BALM, for any number of modalities of which any may be missing.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -96,9 +96,10 @@ class OGMGE(OnBackbone, nn.Module):
         self.register_buffer("last_values", torch.zeros(3, len(backbone.modalities)))
 
     @classmethod
-    def _check_data(cls, data: MultimodalDataset) -> None:
+    def _from_data(cls, data: MultimodalDataset, backbone: Any) -> dict[str, Any]:
         if data.info.get("task") == "regression":
             raise ValueError("data: expected classes, whose probabilities OGM-GE compares, got scores")
+        return {}
 
     @property
     def last(self) -> dict[str, Tensor]:

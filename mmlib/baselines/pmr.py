@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..backbones.base import BACKBONE, Backbone
+from ..backbones.base import BACKBONE, Backbone, OnBackbone
 from ..batch import BATCH, DATASET, MultimodalBatch, MultimodalDataset, Output
 from ..checks import Array, Either, Number, OneOf, Whole
 from ..layers import SharesBatches, processes, scoring
@@ -44,7 +44,7 @@ def prototype_log_probabilities(h: Tensor, prototypes: Tensor, seen: Tensor) -> 
     return logits.masked_fill(~seen[..., None, :], torch.finfo(logits.dtype).min).log_softmax(-1)
 
 
-class PMR(SharesBatches, nn.Module):
+class PMR(OnBackbone, SharesBatches, nn.Module):
     """A backbone with the task loss and a prototype loss of the modalities that lag behind.
 
     At the start of each epoch the class means of every modality's encodings, over the samples that have it, in eval
@@ -59,9 +59,9 @@ class PMR(SharesBatches, nn.Module):
 
     classes : K
     momentum : weight of the old prototypes, in [0, 1). The release discards those of the untrained net, we blend them
-    share : of the training split that the means are taken over, a new random part every epoch (released: a tenth)
+    fraction : of the training split that the means are taken over, a new random part every epoch (released: a tenth)
     coefficient : c_m is 1 ("one", as released) or min(s_dominant / s_m - 1, 1) ("ratio", the paper's)
-    rows : samples that are encoded at once for the means
+    batch_size : samples that are encoded at once for the means
 
     Losses are "task" and "prototype". ``last`` holds ``score`` [M] and ``coefficient`` [M] of the last training step.
     The prototypes are buffers: ``prototypes`` [M, K, d] and ``seen`` bool [M, K].
@@ -80,18 +80,18 @@ class PMR(SharesBatches, nn.Module):
         *,
         alpha: float = 1.0,
         momentum: float = 0.2,
-        share: float = 1.0,
+        fraction: float = 1.0,
         coefficient: str = "one",
-        rows: int = 512,
+        batch_size: int = 512,
     ):
         super().__init__()
         self.backbone: Backbone = BACKBONE("backbone", backbone)
         self.classes = Whole(2)("classes", classes)
         self.alpha = Number(0)("alpha", alpha)
         self.momentum = Number(0, below=1)("momentum", momentum)
-        self.share = Number(above=0, high=1)("share", share)
+        self.fraction = Number(above=0, high=1)("fraction", fraction)
         self.coefficient = OneOf("one", "ratio")("coefficient", coefficient)
-        self.rows = Whole(1)("rows", rows)
+        self.batch_size = Whole(1)("batch_size", batch_size)
         width = getattr(backbone, "width", None)
         if not isinstance(width, int):
             raise ValueError(f"backbone: expected encodings of a common width, got {type(backbone).__name__}")
@@ -101,18 +101,10 @@ class PMR(SharesBatches, nn.Module):
         self.register_buffer("seen", torch.zeros(modalities, classes, dtype=torch.bool))
 
     @classmethod
-    def for_data(
-        cls,
-        data: MultimodalDataset,
-        backbone: Any = None,
-        valid: MultimodalDataset | None = None,
-        config: Any = None,
-        **options: Any,
-    ) -> PMR:
-        """As every method's: on a backbone for this data set, whose targets are classes."""
-        if DATASET("data", data).info.get("task") != "classification":
+    def _from_data(cls, data: MultimodalDataset, backbone: Any) -> dict[str, Any]:
+        if data.info.get("task") != "classification":
             raise ValueError("data: expected classes, whose means are PMR's prototypes, got scores or labels")
-        return cls(backbone, data.info["outputs"], **options)
+        return {"classes": data.info["outputs"]}
 
     def forward(self, batch: MultimodalBatch) -> Output:
         h = self.backbone.encode(BATCH("batch", batch))
@@ -155,16 +147,18 @@ class PMR(SharesBatches, nn.Module):
         return torch.stack([x.flatten(0, lead - 1) for x in h.values()])
 
     @torch.no_grad()
-    def update_prototypes(self, data: MultimodalDataset | MultimodalBatch, rows: Tensor | None = None) -> None:
-        """Move the prototypes towards the class means of ``data``, or of its samples at ``rows`` int64 [r]."""
+    def update_prototypes(self, data: MultimodalDataset | MultimodalBatch, samples: Tensor | None = None) -> None:
+        """Move the prototypes towards the class means of ``data``, or of its samples at ``samples`` int64 [r]."""
         Either(DATASET, BATCH)("data", data)
-        rows = torch.arange(len(data)) if rows is None else Array("integer", "[r]")("rows", rows)
-        if len(rows) and not -len(data) <= int(rows.min()) <= int(rows.max()) < len(data):
-            raise ValueError(f"rows: expected places below {len(data)}, got {int(rows.min())} to {int(rows.max())}")
+        samples = torch.arange(len(data)) if samples is None else Array("integer", "[r]")("samples", samples)
+        if len(samples) and not -len(data) <= int(samples.min()) <= int(samples.max()) < len(data):
+            raise ValueError(
+                f"samples: expected places below {len(data)}, got {int(samples.min())} to {int(samples.max())}"
+            )
         sums = torch.zeros_like(self.prototypes)
         counts = sums.new_zeros(self.seen.shape)
         with scoring(self.backbone):
-            for part in rows.to(data.device).split(self.rows):
+            for part in samples.to(data.device).split(self.batch_size):
                 batch = data[part].replace(complete=None).to(self.prototypes.device)
                 self._check_classes(batch)
                 assert batch.target is not None
@@ -193,8 +187,8 @@ class PMR(SharesBatches, nn.Module):
             raise ValueError(f"classes: expected {state.train.info['outputs']} as in the data, got {self.classes}")
 
     def on_epoch_start(self, state: State) -> None:
-        n, rows = len(state.train), None
-        if self.share < 1:  # of its own generator: the same in every process and in a resumed run
+        n, samples = len(state.train), None
+        if self.fraction < 1:  # of its own generator: the same in every process and in a resumed run
             generator = torch.Generator().manual_seed((state.config.seed * 1_000_003 + state.epoch) % 2**63)
-            rows = torch.randperm(n, generator=generator)[: max(round(self.share * n), 1)]
-        self.update_prototypes(state.train, rows)
+            samples = torch.randperm(n, generator=generator)[: max(round(self.fraction * n), 1)]
+        self.update_prototypes(state.train, samples)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from ..backbones.base import BACKBONE, Backbone
-from ..batch import DATASET, MultimodalDataset
+from ..backbones.base import BACKBONE, Backbone, OnBackbone
+from ..batch import MultimodalDataset
 from ..checks import SHAPES, Either, Flag, Function, Is, Maybe, Named, Whole
 from ..gradients import EncoderGradients, Part, encoders_of, reduce_sums
 
@@ -128,26 +128,16 @@ class Plug(nn.Module):
         return flat
 
 
-class Plugged:
+class Plugged(OnBackbone):
     """The loop of a method that has a plug, or none, as ``rebalancing``; for `training.fit`."""
 
     rebalancing: Any
 
     @classmethod
-    def for_data(
-        cls,
-        data: MultimodalDataset,
-        backbone: Any = None,
-        valid: MultimodalDataset | None = None,
-        config: Any = None,
-        **options: Any,
-    ) -> Self:
-        """On a backbone for this data set. There is no first stage: ``valid`` and ``config`` are every method's."""
-        if DATASET("data", data).modalities != BACKBONE("backbone", backbone).modalities:
+    def _from_data(cls, data: MultimodalDataset, backbone: Any) -> dict[str, Any]:
+        if data.modalities != BACKBONE("backbone", backbone).modalities:
             raise ValueError(f"data: expected the modalities {list(backbone.modalities)}, got {list(data.modalities)}")
-        method: Any = cls
-        made: Self = method(backbone, feature_shapes=data.feature_shapes, **options)
-        return made
+        return {"feature_shapes": data.feature_shapes}
 
     @property
     def last(self) -> dict[str, Tensor]:

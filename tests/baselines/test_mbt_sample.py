@@ -96,7 +96,7 @@ OUTCOMES = [
 def test_every_outcome_of_two_modalities_by_hand() -> None:
     # coalition 0 is claimed to be right, which must not count: v(nothing) = 0
     table = np.array([(1, a, b, both) for (a, b, both), _, _ in OUTCOMES], dtype=bool)
-    method, data = MBTSample(Oracle(table), rows=3), split(8, 2)
+    method, data = MBTSample(Oracle(table), batch_size=3), split(8, 2)
     phi = method.valuate(data)
     torch.testing.assert_close(phi, torch.tensor([values for _, values, _ in OUTCOMES]))
     assert sorted(set(phi.flatten().tolist())) == [-0.5, 0, 0.5, 1, 1.5]
@@ -141,7 +141,7 @@ def test_values_and_copies_are_those_of_loops(M: int, n: int, seed: int, weak: s
     rng = np.random.default_rng(seed)
     right, present = rng.random((n, 2**M)) < 0.5, rng.random((n, M)) < 0.7
     data = split(n, M, present)
-    method = MBTSample(Oracle(right), weak=weak, rows=5)
+    method = MBTSample(Oracle(right), weak=weak, batch_size=5)
     phi, expected = method.valuate(data), shapley_by_loops(right, present)
     np.testing.assert_allclose(phi.numpy(), expected, atol=1e-5)
     assert (phi[~data.present].abs() < 1e-6).all()  # an absent modality gets nothing
@@ -357,7 +357,7 @@ def test_what_does_not_fit_is_named() -> None:
         ({"warmup": -1}, "warmup: expected an integer of at least 0, got -1"),
         ({"weak": "best"}, "weak: expected one of auto, each, lowest, got 'best'"),
         ({"tolerance": math.nan}, "tolerance: expected a number of at least 0"),
-        ({"rows": 0}, "rows: expected an integer of at least 1"),
+        ({"batch_size": 0}, "batch_size: expected an integer of at least 1"),
     ):
         with pytest.raises(ValueError, match=message):
             MBTSample(Oracle(np.zeros((1, 4))), **options)

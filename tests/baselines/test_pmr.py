@@ -175,7 +175,7 @@ def test_prototypes_and_terms_are_those_of_loops(M: int, n: int, K: int, seed: i
     rng = np.random.default_rng(seed)
     x, present = rng.normal(size=(M, n, 3)) * 2, rng.random((n, M)) < 0.7
     y = rng.integers(0, K, n).tolist()
-    options = {"coefficient": coefficient, "alpha": 0.7, "momentum": 0.4, "rows": 2}
+    options = {"coefficient": coefficient, "alpha": 0.7, "momentum": 0.4, "batch_size": 2}
     method, batch = plain(x, y, K, present, **options)
     prototypes, seen = np.zeros((M, K, 3)), np.zeros((M, K), dtype=bool)
     for first in (True, False):  # the second time with other samples, other classes and other gaps
@@ -270,10 +270,10 @@ def test_each_epoch_begins_with_new_means_of_its_share() -> None:
             self.last = state.method.prototypes.clone()
 
     data, watch = toy(), Watch()
-    method = pmr(data, share=0.25)
+    method = pmr(data, fraction=0.25)
     seen: list[list[int]] = []
     update = method.update_prototypes
-    method.update_prototypes = lambda d, rows: (seen.append(d.ids[rows].tolist()), update(d, rows))
+    method.update_prototypes = lambda d, samples: (seen.append(d.ids[samples].tolist()), update(d, samples))
     fit(method, data, config=TrainConfig(epochs=4, select="last"), callbacks=[watch])
     assert [len(rows) for rows in seen] == [15] * 4
     assert all(len(set(rows)) == 15 for rows in seen)
@@ -290,7 +290,7 @@ def test_an_interrupted_run_resumes_to_the_bit(tmp_path: Path, resample: bool) -
     data, valid = toy(M=3), toy(30, 1, M=3)
     plan = MissingPlan("bernoulli", rates=[0.4, 0.2, 0.3], resample=resample)
     config = TrainConfig(epochs=4, batch_size=16, lr=1e-2, schedule="onecycle", seed=5)
-    options = {"share": 0.5, "coefficient": "ratio"}
+    options = {"fraction": 0.5, "coefficient": "ratio"}
     whole = pmr(data, **options)
     expected = fit(whole, data, valid, config, train_plan=plan, callbacks=[Interrupt(-1)])
     path = tmp_path / "run.pt"
@@ -328,7 +328,7 @@ def test_it_learns_digits_with_parts_missing() -> None:
 @pytest.mark.slow
 def test_the_runner_knows_it() -> None:
     train = {"epochs": 3, "lr": 3e-3}
-    rows = train_and_score({"data": "digits", "method": "PMR", "method_options": {"share": 0.1}, "train": train})
+    rows = train_and_score({"data": "digits", "method": "PMR", "method_options": {"fraction": 0.1}, "train": train})
     assert {row["method"] for row in rows} == {"PMR"}
     assert rows[-1]["value"] > 0.5
     with pytest.raises(ValueError, match="data: expected classes, whose means are PMR's prototypes"):
@@ -340,9 +340,9 @@ def test_what_does_not_fit_is_named() -> None:
     for options, message in (
         ({"alpha": -1}, "alpha: expected a number of at least 0, got -1"),
         ({"momentum": 1.0}, r"momentum: expected a number in \[0, 1\), got 1.0"),
-        ({"share": 0}, r"share: expected a number in \(0, 1\], got 0"),
+        ({"fraction": 0}, r"fraction: expected a number in \(0, 1\], got 0"),
         ({"coefficient": "two"}, "coefficient: expected 'one' or 'ratio', got 'two'"),
-        ({"rows": 0}, "rows: expected"),
+        ({"batch_size": 0}, "batch_size: expected"),
     ):
         with pytest.raises(ValueError, match=message):
             PMR(backbone, 4, **options)

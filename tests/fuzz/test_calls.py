@@ -593,18 +593,18 @@ case("pmr.prototype_log_probabilities", pmr.prototype_log_probabilities,
      h=lambda good: [*P(good), good[:, :2], good[0]], prototypes=lambda good: [*P(good), good[:, :2], good[0]],
      seen=lambda good: [*P(good), good[:2]])
 case("pmr.PMR", pmr.PMR,
-     lambda: dict(backbone=net(), classes=4, alpha=1.0, momentum=0.2, share=1.0, coefficient="one", rows=8),
-     backbone=thing, classes=whole(1, -2), alpha=STRENGTH, momentum=SHARE, share=number(0.0, 1.5), coefficient=choice,
-     rows=POSITIVE)
-case("pmr.PMR.update_prototypes", lambda data, rows: methods()["pmr"].update_prototypes(data, rows),
-     lambda: dict(data=train(), rows=torch.arange(5)), data=wrong_data,
-     rows=lambda good: ["x", 3, [1], good.float(), good + 99, good[None]])
+     lambda: dict(backbone=net(), classes=4, alpha=1.0, momentum=0.2, fraction=1.0, coefficient="one", batch_size=8),
+     backbone=thing, classes=whole(1, -2), alpha=STRENGTH, momentum=SHARE, fraction=number(0.0, 1.5),
+     coefficient=choice, batch_size=POSITIVE)
+case("pmr.PMR.update_prototypes", lambda data, samples: methods()["pmr"].update_prototypes(data, samples),
+     lambda: dict(data=train(), samples=torch.arange(5)), data=wrong_data,
+     samples=lambda good: ["x", 3, [1], good.float(), good + 99, good[None]])
 case("mbt_sample.resampling_copies", mbt_sample.resampling_copies,
      lambda: dict(shapley=R(4, 3), present=ONES(4, 3), weak="each"), shapley=L, present=L, weak=choice)
 case("mbt_sample.MBTSample", mbt_sample.MBTSample,
-     lambda: dict(backbone=net(), warmup=1, weak="each", tolerance=0.5, rows=8), backbone=thing, warmup=FIVE,
+     lambda: dict(backbone=net(), warmup=1, weak="each", tolerance=0.5, batch_size=8), backbone=thing, warmup=FIVE,
      weak=choice,
-     tolerance=STRENGTH, rows=POSITIVE)
+     tolerance=STRENGTH, batch_size=POSITIVE)
 for name in ("valuate", "resample"):
     case(f"mbt_sample.MBTSample.{name}", lambda data, name=name: getattr(methods()["mbt"], name)(data),
          lambda: dict(data=train()), data=lambda good: [*wrong_data(good), talk()])

@@ -69,7 +69,8 @@ __all__ = [
 
 Scores = Callable[[Tensor, MultimodalBatch], Mapping[str, float]]
 Schedule = Callable[[torch.optim.Optimizer, int], Any]
-SCHEDULES = ("cosine", "linear-warmup-cosine", "onecycle")
+SCHEDULES = ("cosine", "linear-warmup-cosine", "onecycle", "step")
+STEP_AT = (0.6, 0.8)  # the fractions of the training after which "step" takes a tenth of the learning rate
 SEED = Whole(0, below=2**63)
 MINIMISED = ("loss", "mae", "mse", "rmse")  # validation metrics of which less is better
 
@@ -88,7 +89,7 @@ class TrainConfig:
     )
     clip: float | None = option(None, Maybe(Number(above=0)))  # largest norm of the whole gradient
     accumulation: int = option(1, Whole(1))  # mini-batches per optimizer step
-    # cosine, linear-warmup-cosine, onecycle, or a function (optimizer, steps) -> scheduler
+    # cosine, linear-warmup-cosine, onecycle, step (see STEP_AT), or a function (optimizer, steps) -> scheduler
     schedule: str | Schedule | None = option(
         None, Maybe(Either(OneOf(*SCHEDULES), Function("a function (optimizer, steps) -> scheduler")))
     )
@@ -487,6 +488,8 @@ def _scheduler(optimizer: torch.optim.Optimizer, config: TrainConfig, steps: int
         return config.schedule(optimizer, steps)
     if config.schedule == "onecycle":
         return torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=config.lr, total_steps=max(steps, 2))
+    if config.schedule == "step":
+        return torch.optim.lr_scheduler.MultiStepLR(optimizer, [max(1, int(at * steps)) for at in STEP_AT])
     warm = int(config.warmup * steps) if config.schedule == "linear-warmup-cosine" else 0
 
     def factor(step: int) -> float:

@@ -309,6 +309,7 @@ def test_schedules_by_hand() -> None:
     assert max(one) == pytest.approx(0.5, rel=0.05)
     assert one[0] == pytest.approx(0.02)
     assert one[-1] == pytest.approx(0.02 / 1e4)
+    assert rates(lr=0.5, schedule="step") == pytest.approx([0.5] * 6 + [0.05] * 2 + [0.005] * 2)
     halving = lambda optimizer, steps: torch.optim.lr_scheduler.StepLR(optimizer, steps // 2, 0.5)
     assert rates(lr=0.5, schedule=halving) == [0.5] * 5 + [0.25] * 5
 
@@ -820,7 +821,7 @@ def test_weights_that_do_not_fit_change_nothing(tmp_path: Path) -> None:
         ({"steps": 0}, "steps: expected None or an integer"),
         ({"select": "test"}, "select: expected 'best' or 'last', got 'test'"),
         ({"optimizer": "adamax"}, "optimizer: expected one of"),
-        ({"schedule": "step"}, "schedule: expected None or one of"),
+        ({"schedule": "stairs"}, "schedule: expected None or one of"),
         ({"warmup": 1.0}, "warmup: expected a number in"),
         ({"device": "gpu"}, "device: expected one of auto, cpu, cuda"),
         ({"mixed_precision": "fp8"}, "mixed_precision: expected one of no, bf16, fp16"),

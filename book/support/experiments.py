@@ -481,6 +481,8 @@ def train_and_score(config: Config, own: Mapping[str, Any] | None = None) -> Res
     if train_plan is not None:
         drawn = train_plan.draw(train, epoch=1 if train_plan.resample else None)
         masked = drawn.apply(train, keep_complete=bool(getattr(kind, "needs_complete", False)))
+        if len(train.modalities) == 1 and not train_plan.resample:
+            masked, _ = _with_any(masked)  # a net of one modality learns from the samples that have it
         mask = drawn.fingerprint
     resampled = train_plan if train_plan is not None and train_plan.resample else None
     setting = Setting(given, masked, valid, training, resampled, train)

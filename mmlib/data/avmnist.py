@@ -63,6 +63,7 @@ OPTIONS = {
     "split_seed": SEED,
     "held_out": Whole(),
     "image_order": OneOf("shuffled", "file"),
+    "test_images": OneOf("paired", "all"),
     "scaling": OneOf("release", "train"),
     "mark_padding": Flag(),
     "every": Whole(1),
@@ -79,6 +80,7 @@ def load(
     split_seed: int = 0,
     held_out: int = 15,
     image_order: str = "shuffled",
+    test_images: str = "paired",
     scaling: str = "release",
     mark_padding: bool = False,
     every: int = 3,
@@ -95,6 +97,9 @@ def load(
     held_out : a multiple of 3 from 3 to 102
     image_order : "shuffled", the same in every call, or "file": with the test file alone, test images are then of
         harder writers than training images, and a linear probe of the image falls from .88 to .75
+    test_images : "paired", one for each test sound, or "all" that MNIST's test file has and training has not (8,950 of
+        the test file alone): image j of a class then goes with test sound j mod 45 of the class, so that the samples
+        that share a sound are a cluster
     scaling : "release": (x - .5) / .5 of pixels in [0, 1] and of raw MFCCs (values down to about -1,200);
         "train": zero mean and unit variance on train, one scale for the pixels and one for each MFCC over the frames
         that are not padding, which is zero
@@ -114,32 +119,39 @@ def load(
         raise ValueError(f"held_out: expected a multiple of 3 from 3 to {3 * per_speaker - 3}, got {held_out}")
     root = need_root(root, "avmnist", LAYOUT)
     files = _recordings(root / "fsdd" / "recordings")
-    train_images, test_images, origin = _images(root / "mnist", image_order)
+    images, origin = _images(root / "mnist", image_order, test_images)
     mfcc, counts = _sounds(files, every, hop_length, workers, cache, progress)
 
-    # [class, speaker, take] -> the two parts, each sorted by class, then speaker, then take
+    # [class, speaker, take] -> the recordings of the two parts, each sorted by class, then speaker, then take
     shape = (10, len(SPEAKERS), TAKES)
     digit, speaker, take = (g.reshape(-1) for g in np.meshgrid(*(np.arange(k) for k in shape), indexing="ij"))
-    part = {"test": np.flatnonzero(take < TEST_TAKES), "train": np.flatnonzero(take >= TEST_TAKES)}
-    images = np.empty((len(digit), 1, 28, 28), np.float32)
-    images[part["train"]], images[part["test"]] = train_images, test_images
-    rows = {"train": part["train"], "test": part["test"]}
+    part = {"train": np.flatnonzero(take >= TEST_TAKES), "test": np.flatnonzero(take < TEST_TAKES)}
+    pairs, again = {}, {}  # part -> of each of its images its recording, and how often that has been taken before
+    for key, recordings in part.items():
+        places = [np.arange(len(x)) for x in images[key]]
+        pairs[key] = np.concatenate([r[j % len(r)] for r, j in zip(recordings.reshape(10, -1), places, strict=True)])
+        again[key] = np.concatenate([j // (len(recordings) // 10) for j in places])
+    pictures = {key: np.concatenate(x) for key, x in images.items()}
+    rows = {"train": ("train", np.arange(len(pairs["train"]))), "test": ("test", np.arange(len(pairs["test"])))}
     if preset == "default":
         generator = np.random.default_rng(split_seed)
         order = generator.random((*shape[:2], per_speaker)).argsort(-1) < held_out // 3
         mask = order.reshape(-1)
-        rows = {"train": part["train"][~mask], "valid": part["train"][mask], "test": part["test"]}
+        held = {"train": ("train", np.flatnonzero(~mask)), "valid": ("train", np.flatnonzero(mask))}
+        rows = {**held, "test": rows["test"]}
 
     audio = mfcc[:, None]
     real = (np.arange(FRAMES) < counts[:, None])[:, None, :, None]
     if scaling == "release":
-        images, audio = (images - 0.5) / 0.5, (audio - 0.5) / 0.5
+        pictures, audio = {key: (x - 0.5) / 0.5 for key, x in pictures.items()}, (audio - 0.5) / 0.5
     else:
-        some = rows["train"]
-        images = (images - images[some].mean(dtype=np.float64)) / images[some].std(dtype=np.float64)
+        own = pictures["train"][rows["train"][1]]
+        mean, scale = own.mean(dtype=np.float64), own.std(dtype=np.float64)
+        pictures = {key: (x - mean) / scale for key, x in pictures.items()}
+        some = pairs["train"][rows["train"][1]]
         frames = audio[some][np.broadcast_to(real[some], audio[some].shape)].reshape(-1, COEFFICIENTS)
         audio = np.where(real, (audio - frames.mean(0, dtype=np.float64)) / frames.std(0, dtype=np.float64), 0)
-    images, audio = images.astype(np.float32), audio.astype(np.float32)
+    audio = audio.astype(np.float32)
 
     info = {
         "name": "avmnist",
@@ -158,12 +170,16 @@ def load(
         "audio_settings": {"every": every, "hop_length": hop_length, "rate": RATE, "mark_padding": mark_padding},
     }
     splits = {}
-    for split, index in rows.items():
+    for split, (key, places) in rows.items():
+        index, times = pairs[key][places], again[key][places]
         dataset = MultimodalDataset.from_arrays(
-            {"image": images[index], "audio": audio[index]},
+            {"image": pictures[key][places].astype(np.float32), "audio": audio[index]},
             digit[index],
             lengths={"audio": counts[index]} if mark_padding else None,
-            ids=[f"avmnist/{digit[i]}_{SPEAKERS[speaker[i]]}_{take[i]}" for i in index],
+            ids=[
+                f"avmnist/{digit[i]}_{SPEAKERS[speaker[i]]}_{take[i]}" + (f"/{k}" if k else "")
+                for i, k in zip(index, times, strict=True)
+            ],
             classes=10,
             info={**info, "split": split, "split_seed": split_seed if preset == "default" else None},
         )
@@ -269,8 +285,11 @@ def _mnist_part(folder: Path, part: str) -> tuple[np.ndarray, np.ndarray] | None
     return images, labels
 
 
-def _images(folder: Path, order: str) -> tuple[np.ndarray, np.ndarray, str]:
-    """Pixels in [0, 1] of train [1050, 1, 28, 28] and test [450, 1, 28, 28], sorted by class, and what they are."""
+def _images(folder: Path, order: str, tested: str) -> tuple[dict[str, list[np.ndarray]], str]:
+    """Pixels in [0, 1] of "train" and "test": for each class its images [n, 1, 28, 28]; and what they are.
+
+    105 a class for training; for test 45, or all others of the file.
+    """
     parts = {key: _mnist_part(folder, name) for key, name in _PARTS.items()}
     if parts["train"] is None and parts["test"] is None:
         raise FileNotFoundError(f"avmnist: no MNIST files in {folder}. Expected:\n{LAYOUT}")
@@ -278,7 +297,7 @@ def _images(folder: Path, order: str) -> tuple[np.ndarray, np.ndarray, str]:
     for key, other in (("train", "test"), ("test", "train")):
         parts[key] = parts[key] or parts[other]
     same = parts["train"] is parts["test"]
-    result = []
+    result: dict[str, list[np.ndarray]] = {}
     for key, count in (("train", first), ("test", last)):
         images, labels = parts[key]  # type: ignore[misc]
         need = first + last if same else count
@@ -292,8 +311,12 @@ def _images(folder: Path, order: str) -> tuple[np.ndarray, np.ndarray, str]:
                 )
             if order == "shuffled":
                 places = np.random.default_rng(c).permutation(places)
-            chosen.append(places[:count] if key == "train" else places[-count:])
-        result.append(images[np.concatenate(chosen)][:, None].astype(np.float32) / np.float32(255))
+            if key == "train":
+                places = places[:count]
+            else:
+                places = places[-count:] if tested == "paired" else places[first if same else 0 :]
+            chosen.append(places)
+        result[key] = [images[places][:, None].astype(np.float32) / np.float32(255) for places in chosen]
     if not same:
         origin = "MNIST's training images for train and valid, its test images for test"
     else:
@@ -301,7 +324,7 @@ def _images(folder: Path, order: str) -> tuple[np.ndarray, np.ndarray, str]:
             "test" if not any((folder / f"train-images-idx3-ubyte{s}").is_file() for s in (".gz", "")) else "training"
         )
         origin = f"MNIST's {only} images for all splits ({first} a class for training, {last} others for test)"
-    return result[0], result[1], origin
+    return result, origin
 
 
 # -- the Free Spoken Digit Dataset -------------------------------------------------------------------------------------

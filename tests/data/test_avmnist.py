@@ -130,6 +130,27 @@ class TestPairs:
         assert len(set.union(*used.values())) == 1500  # no image in two places
         assert len(splits["train"]) == (900 if preset == "default" else 1050)
 
+    def test_all_images_that_training_has_not_go_round_the_test_sounds(self, copy, kept, monkeypatch):
+        monkeypatch.setenv("MMLIB_CACHE", str(kept))
+        for path in (copy / "mnist").iterdir():
+            path.unlink()
+        write_mnist(copy / "mnist", "t10k", 200)
+        few, many = (data.load("avmnist", copy, test_images=which) for which in ("paired", "all"))
+        assert {k: len(d) for k, d in many.items()} == {"train": 900, "valid": 150, "test": 950}
+        assert many["train"].info["fingerprint"] == few["train"].info["fingerprint"]
+        test = many["test"]
+        names = [parse("/".join(name.split("/")[:2])) for name in test.names]
+        assert test.target.tolist() == [c for c, *_ in names]
+        assert len(test.ids.unique()) == 950
+        place = torch.arange(95) % 45  # the sounds of a class in turn: speaker, then take
+        assert test.data.extras["speaker"].view(10, 95)[3].tolist() == (place // 15).tolist()
+        assert test.data.extras["take"].view(10, 95)[3].tolist() == (place % 15).tolist()
+        sounds = test.data.features["audio"].view(10, 95, -1)
+        assert torch.equal(sounds[:, 45:90], sounds[:, :45])
+        used = [set(zip(*(x.tolist() for x in codes(d)[:2]), strict=True)) for d in many.values()]
+        assert [len(u) for u in used] == [900, 150, 950]
+        assert len(set.union(*used)) == 2000
+
     def test_file_order_is_the_first_105_and_the_last_45(self, root):
         splits = data.load("avmnist", root, preset="smil", image_order="file")
         for d, first in ((splits["train"], 0), (splits["test"], 105)):

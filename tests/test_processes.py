@@ -74,7 +74,7 @@ RUNS: dict[str, tuple[Callable[[], nn.Module], MultimodalDataset, int]] = {
     "joint, dialogues": (lambda: JointTraining(talk()), TALK, 2),
     "mce": (mce, DATA, 1),
     "mce, accumulated": (mce, DATA, 2),
-    "mce, released": (lambda: mce(preset="released"), DATA, 1),
+    "mce, released": (lambda: mce(preset="iemocap"), DATA, 1),
     "mce, eval": (lambda: mce(value_pass="eval", all_missing="keep"), DATA, 2),
     "mce, drawn": (lambda: mce(subsets=3, state_factor=False), DATA, 1),
     "mce, heads": (lambda: mce(upper_source="current", state_norm=False, mask_negative=False), DATA, 1),

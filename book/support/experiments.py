@@ -300,9 +300,10 @@ def _upper_for(setting: Setting, options: dict[str, Any]) -> Any:
 
     ``upper_bounds`` among the options: the frozen models learn from what the training split has of each modality, for
     as many epochs as the run ("epochs", default) or as many optimizer steps ("steps"), or from the complete split
-    ("complete"). With "epochs", a rare modality's model takes few steps and its bound is low.
+    ("complete"). With "epochs", a rare modality's model takes few steps and its bound is low. "crossfit" is "epochs"
+    with a sample's value from models that have not seen it, by five folds.
     """
-    what = OneOf("epochs", "steps", "complete")("upper_bounds", options.pop("upper_bounds", "epochs"))
+    what = OneOf("epochs", "steps", "complete", "crossfit")("upper_bounds", options.pop("upper_bounds", "epochs"))
     if not options.get("state_factor", True) or options.get("upper_source", "frozen") != "frozen":
         return None
     left_out = ("method", "method_options", "conditions", "progress")
@@ -370,6 +371,7 @@ class _Hidden:
 @functools.lru_cache(maxsize=4)
 def _upper_bounds(config: str, what: str, hidden: _Hidden) -> Any:
     """A worker's last upper bounds, since the variants of a method share them."""
+    from mmlib.backbones.alone import fold_places, having, values_alone
     from mmlib.baselines import JointTraining
     from mmlib.methods.mce import UpperBounds
 
@@ -383,14 +385,24 @@ def _upper_bounds(config: str, what: str, hidden: _Hidden) -> Any:
     whole = splits["train"].select(train.modalities)
     if what == "complete":
         train, valid = whole, None if valid is None else splits["valid"].select(train.modalities)
-    models = {}
-    for name in train.modalities:
-        own = _with_any(train.select([name]))[0]
-        own_valid = None if valid is None else _with_any(valid.select([name]))[0]
+
+    def trained(own: MultimodalDataset, held: MultimodalDataset | None) -> Any:
         with random_state(training.seed):
             model = JointTraining(backbone_class(given["backbone"]).for_data(own, **given["backbone_options"]))
-        fit(model, own, own_valid, training)
-        models[name] = model
+        fit(model, own, held, training)
+        return model
+
+    models, table = {}, torch.zeros(len(train), len(train.modalities))
+    for m, name in enumerate(train.modalities):
+        own, held = train.select([name]), None if valid is None else _with_any(valid.select([name]))[0]
+        if what != "crossfit":
+            models[name] = trained(_with_any(own)[0], held)
+            continue
+        for learnt, valued in fold_places(having(train, name), 5, training.seed):
+            model = trained(own.subset(learnt), held)
+            table[valued, m] = values_alone(model, train.subset(valued), name, None, 0.5)
+    if what == "crossfit":
+        return UpperBounds(table, train.ids, train.modalities)
     return UpperBounds.from_models(models, whole)  # a plan that resamples may show any of it; `present` cuts the rest
 
 

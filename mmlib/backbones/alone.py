@@ -46,10 +46,26 @@ def values_alone(
     return column
 
 
-def _having(data: MultimodalDataset, name: str) -> MultimodalDataset | None:
-    """One modality of the samples that have it; None where there is none."""
+def having(data: MultimodalDataset, name: str) -> Tensor:
+    """The places of the samples that have a modality, int64 [k]; ValueError where there is none."""
     rows = data.present[:, data.modalities.index(name)].nonzero()[:, 0]
-    return data.select([name]).subset(rows) if len(rows) else None
+    if not len(rows):
+        raise ValueError(f"data: expected every modality in some sample, {name!r} is in none")
+    return rows
+
+
+def fold_places(rows: Tensor, folds: int | None, seed: int = 0) -> list[tuple[Tensor, Tensor]]:
+    """(places to learn from, places to be valued) of each fold: every one of ``rows`` is valued once, unseen.
+
+    None: one fold, valued on what it has learnt from.
+    """
+    if Maybe(Whole(2))("folds", folds) is None:
+        return [(rows, rows)]
+    if folds > len(rows):  # type: ignore[operator]
+        raise ValueError(f"folds: expected at most the {len(rows)} samples that have the modality, got {folds}")
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).to(rows.device)
+    fold = torch.empty_like(order).index_copy_(0, order, torch.arange(len(rows), device=rows.device) % folds)
+    return [(rows[fold != k], rows[fold == k]) for k in range(folds)]  # type: ignore[arg-type]
 
 
 class UpperBounds(nn.Module):
@@ -119,35 +135,39 @@ class UpperBounds(nn.Module):
     def trained(
         cls,
         backbone: Backbone,
-        train: MultimodalDataset,
+        data: MultimodalDataset,
         valid: MultimodalDataset | None = None,
         config: Any = None,
         *,
         heads: Mapping[str, nn.Module] | None = None,
         value: str | None = None,
         tolerance: float = 0.5,
+        folds: int | None = None,
     ) -> UpperBounds:
-        """The table of ``train`` from models that are trained here, one a modality, on the samples that have it.
+        """The table of ``data``, the training split, from models trained here, one a modality, on who has it.
 
         heads : per modality the decoder that is copied; default ``backbone.make_decoder(backbone.width)``
         config : see `pretrain`
+        folds : cross-fitting: a model for each of so many parts of the samples, trained on the other parts. None: one
+            model, asked for what it has learnt from, as the release does; of that it is right nearly always
 
-        Raises ValueError for a modality that no sample of ``train`` has, and what `pretrain` raises.
+        Raises ValueError for a modality that no sample of ``data`` has, and what `pretrain` raises.
         """
-        check_splits(Is("a Backbone", Backbone)("backbone", backbone), train, valid)
+        check_splits(Is("a Backbone", Backbone)("backbone", backbone), data, valid, "data")
         Maybe(Named(Is("an nn.Module", nn.Module)))("heads", heads)
         VALUE("value", value)
-        if heads is not None and set(heads) != set(train.modalities):
-            raise ValueError(f"heads: expected one for each of {list(train.modalities)}, got {sorted(heads)}")
-        columns = []
-        for name in train.modalities:
-            own, held = _having(train, name), None if valid is None else _having(valid, name)
-            if own is None:
-                raise ValueError(f"train: expected every modality in some sample, {name!r} is in none")
-            model = Alone(backbone, name, heads[name] if heads else backbone.make_decoder(backbone.width))
-            pretrain(model, own, held, config)
-            columns.append(values_alone(model, train, name, value, tolerance))
-        return cls(torch.stack(columns, -1), train.ids.cpu(), train.modalities)
+        if heads is not None and set(heads) != set(data.modalities):
+            raise ValueError(f"heads: expected one for each of {list(data.modalities)}, got {sorted(heads)}")
+        table = torch.zeros(len(data), len(data.modalities))
+        for m, name in enumerate(data.modalities):
+            held = None
+            if valid is not None and bool((there := valid.present[:, m]).any()):
+                held = valid.select([name]).subset(there.nonzero()[:, 0])
+            for learnt, valued in fold_places(having(data, name), folds, getattr(config, "seed", 0)):
+                model = Alone(backbone, name, heads[name] if heads else backbone.make_decoder(backbone.width))
+                pretrain(model, data.select([name]).subset(learnt), held, config)
+                table[valued.cpu(), m] = values_alone(model, data.subset(valued), name, value, tolerance)
+        return cls(table, data.ids.cpu(), data.modalities)
 
     def forward(self, ids: Tensor) -> Tensor:
         """Rows of the table: int64 [B] -> [B, M]. An id that is not there gets some other row; see `check`."""

@@ -166,10 +166,10 @@ class OnBackbone:
         return made(backbone, **cls._from_data(DATASET("data", data), backbone), **options)
 
 
-def check_splits(model: Any, train: Any, valid: Any) -> None:
+def check_splits(model: Any, train: Any, valid: Any, called: str = "train") -> None:
     """Raise TypeError for what is no split, ValueError for modalities other than the model's, where it says them."""
-    known = tuple(getattr(model, "modalities", DATASET("train", train).modalities))
-    for name, split in (("train", DATASET("train", train)), ("valid", Maybe(DATASET)("valid", valid))):
+    known = tuple(getattr(model, "modalities", DATASET(called, train).modalities))
+    for name, split in ((called, DATASET(called, train)), ("valid", Maybe(DATASET)("valid", valid))):
         if split is not None and split.modalities != known:
             raise ValueError(f"{name}: expected the modalities {list(known)}, got {list(split.modalities)}")
 

@@ -251,33 +251,35 @@ class MCE(Presets, SharesBatches, nn.Module, config=MCEConfig, presets={"paper":
     @classmethod
     def for_data(
         cls,
-        train: MultimodalDataset,
+        data: MultimodalDataset,
         backbone: Any = None,
         valid: MultimodalDataset | None = None,
         config: Any = None,
         *,
         upper: UpperBounds | None = None,
+        folds: int | None = None,
         **options: Any,
     ) -> MCE:
         """MCE on a backbone for this data set, with its first stage done: the frozen models behind the bounds U.
 
-        Per modality a copy of its encoder and a decoder are trained on the samples of ``train`` that have it, asked for
+        Per modality a copy of its encoder and a decoder are trained on the samples of ``data`` that have it, asked for
         their column of `UpperBounds`, and dropped. ``upper``, and options that need no bounds, skip this.
 
-        train : the split as `fit` will see it: with a plan that is drawn once, the masked one
+        data : the training split as `fit` will see it: with a plan that is drawn once, the masked one
+        folds : cross-fitted bounds, see `UpperBounds.trained`; None: of the samples that the models have seen
         config : how those models are trained, see `pretrain`; mostly the `TrainConfig` of the training itself
         options : as the constructor takes them: the preset, ``heads``, and fields of `MCEConfig`
 
-        Raises ValueError for a modality that no sample of ``train`` has, and what `pretrain` raises.
+        Raises ValueError for a modality that no sample of ``data`` has, and what `pretrain` raises.
         """
-        check_splits(Is("a Backbone", Backbone)("backbone", backbone), train, valid)
+        check_splits(Is("a Backbone", Backbone)("backbone", backbone), data, valid, "data")
         preset = options.get("preset", "paper")
         settings = {name: value for name, value in options.items() if name not in ("preset", "heads", "present")}
         chosen, found = cls.chosen(preset, settings), cls.configured(preset, settings)
         if upper is None and chosen.needs_bounds(found):
             how = {"heads": options.get("heads"), "value": found.value, "tolerance": found.tolerance}
-            upper = UpperBounds.trained(backbone, train, valid, config, **how)
-        return cls(backbone, upper, **{"present": train.present, **options})
+            upper = UpperBounds.trained(backbone, data, valid, config, folds=folds, **how)
+        return cls(backbone, upper, **{"present": data.present, **options})
 
     @property
     def backbone(self) -> Backbone:

@@ -512,11 +512,12 @@ case("alone.UpperBounds.from_models", alone.UpperBounds.from_models,
                   value=None, tolerance=0.5, batch_size=8),
      models=MODELS, data=thing, value=lambda good: ["no such", 3], tolerance=STRENGTH, batch_size=POSITIVE)
 HEADS = lambda good: ["x", 3, {"a": 3}, {"audio": net()}]
+FOLDS = lambda good: ["2", 0, 1, 1.5, 10_000]
 case("alone.UpperBounds.trained", alone.UpperBounds.trained,
-     lambda: dict(backbone=net(), train=train(), valid=splits()["valid"], config=ONCE,
-                  heads={m: net().make_decoder(4) for m in NAMES}, value=None, tolerance=0.5),
-     backbone=thing, train=wrong_data, valid=lambda good: wrong_data(good)[1:], config=lambda good: ["x", 3, {}],
-     heads=HEADS, value=lambda good: ["no such", 3], tolerance=STRENGTH)
+     lambda: dict(backbone=net(), data=train(), valid=splits()["valid"], config=ONCE,
+                  heads={m: net().make_decoder(4) for m in NAMES}, value=None, tolerance=0.5, folds=2),
+     backbone=thing, data=wrong_data, valid=lambda good: wrong_data(good)[1:], config=lambda good: ["x", 3, {}],
+     heads=HEADS, value=lambda good: ["no such", 3], tolerance=STRENGTH, folds=FOLDS)
 case("alone.UpperBounds.check", lambda ids: bounds().check(ids), lambda: dict(ids=train().ids),
      ids=lambda good: [None, "x", 3, [1], torch.tensor([1, 2])])
 case("mce.learning_state_factor", mce.learning_state_factor,
@@ -535,9 +536,9 @@ case("mce.MCE", mce.MCE,
      backbone=thing, upper=lambda good: ["x", 3, {}, R(3, 2)], preset=choice, heads=HEADS,
      present=lambda good: ["x", 3, [True], good.float(), good[:, :2], ~good], attention_heads=POSITIVE, hidden=POSITIVE)
 case("mce.MCE.for_data", mce.MCE.for_data,
-     lambda: dict(backbone=net(), train=train(), valid=splits()["valid"], config=ONCE, attention_heads=2, hidden=4),
-     backbone=thing, train=wrong_data, valid=lambda good: wrong_data(good)[1:], config=lambda good: ["x", 3, {}],
-     upper=lambda good: ["x", 3, {}, R(3, 2)], attention_heads=POSITIVE, hidden=POSITIVE)
+     lambda: dict(backbone=net(), data=train(), valid=splits()["valid"], config=ONCE, attention_heads=2, hidden=4),
+     backbone=thing, data=wrong_data, valid=lambda good: wrong_data(good)[1:], config=lambda good: ["x", 3, {}],
+     upper=lambda good: ["x", 3, {}, R(3, 2)], folds=FOLDS, attention_heads=POSITIVE, hidden=POSITIVE)
 case("mce.MCE.observe", lambda present: methods()["mce"].observe(present), lambda: dict(present=ONES(4, 3)),
      present=lambda good: [*P(good), good[:, :2], ~good, good[0]])
 case("balm.FeatureCalibration", balm.FeatureCalibration, lambda: dict(feature_shapes=SHAPES, width=4),
@@ -1250,6 +1251,7 @@ NOT_CALLED = {  # public, and why there is no case
     "methods._presets": "a base of methods", "methods._data_checks": "checks",
     "methods._score_table": "what a method keeps",
     "Alone": "made by UpperBounds.trained", "values_alone": "a column of UpperBounds",
+    "having": "a line of UpperBounds.trained", "fold_places": "a line of UpperBounds.trained",
     "ReleasedMCE": "called as MCE", "ShowsCompleted": "what the coalition engine sees of MCE",
     "Pairs": "what a training step of MCE makes of a batch", "Step": "a record",
     "Compared": "a record", "ReadsText": "a part of a method",

@@ -34,13 +34,21 @@ def make_batch(M: int = 3, n: int = 9, regression: bool = False, seed: int = 0, 
     return batch.drop(present=some_present(n, M, seed) if present is None else present)
 
 
-def make_mce(batch: MultimodalBatch, seed: int = 0, dropout: float = 0.0, **options) -> MCE:
+def make_mce(
+    batch: MultimodalBatch, seed: int = 0, dropout: float = 0.0, encode_absent: bool = False, **options
+) -> MCE:
     """A model whose training pass is deterministic, with random weights in every part."""
     torch.manual_seed(seed)
     regression = batch.target.is_floating_point()
     names = batch.modalities
     backbone = GenericBackbone(
-        GenericConfig({m: SHAPES[m] for m in names}, 1 if regression else 3, width=8, dropout=dropout)
+        GenericConfig(
+            {m: SHAPES[m] for m in names},
+            1 if regression else 3,
+            width=8,
+            dropout=dropout,
+            encode_absent=encode_absent,
+        )
     )
     table = (torch.rand(len(batch), len(names)) < 0.7).float()
     upper = UpperBounds(table, batch.ids, names) if options.get("state_factor", True) else None

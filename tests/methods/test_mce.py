@@ -5,10 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from methods.mce_loop import SHAPES, Reference, last_of, make_batch, make_mce, make_splits, some_present
 from torch import nn
 
 from mmlib.backbones import AVMNISTBackbone, Backbone, GenericBackbone, GenericConfig
+from mmlib.backbones.alone import fold_places
 from mmlib.baselines import JointTraining
 from mmlib.batch import MultimodalBatch, MultimodalDataset
 from mmlib.methods.mce import (
@@ -348,6 +351,41 @@ def test_for_data_trains_the_frozen_models():
     assert (predict(method, valid).argmax(-1) == valid.target).double().mean() > 0.6
 
 
+@given(st.integers(2, 5), st.integers(5, 40), st.integers(0, 9))
+@settings(deadline=None, max_examples=30)
+def test_folds_value_every_sample_once_unseen(folds, n, seed):
+    rows = torch.arange(3, 3 * n + 3, 3)
+    parts = fold_places(rows, folds, seed)
+    assert len(parts) == folds
+    for learnt, valued in parts:
+        assert not set(learnt.tolist()) & set(valued.tolist())
+        assert sorted(learnt.tolist() + valued.tolist()) == rows.tolist()
+        assert n // folds <= len(valued) <= -(-n // folds)
+    assert sorted(x for _, valued in parts for x in valued.tolist()) == rows.tolist()
+    ((learnt, valued),) = fold_places(rows, None)
+    assert torch.equal(learnt, rows)
+    assert torch.equal(valued, rows)
+
+
+def test_bounds_of_samples_that_a_model_has_seen_say_nothing_and_cross_fitted_ones_do():
+    """Targets that have nothing to do with the features can be learnt by heart, and not be foretold."""
+    data = make_splits(n=90)["train"]
+    g = torch.Generator().manual_seed(1)
+    data = MultimodalDataset(data.data.replace(target=torch.randint(0, 3, (90,), generator=g)), data.info)
+    data = data.drop(present=some_present(90, 3))
+    backbone = GenericBackbone(GenericConfig(data.feature_shapes, 3, width=64, dropout=0.0))
+    config = TrainConfig(epochs=150, batch_size=32, lr=3e-3, device="cpu")
+    model = lambda folds: MCE.for_data(data, backbone, None, config, folds=folds)
+    seen, unseen = ((m.upper.table.sum(0) / data.present.sum(0)).mean() for m in (model(None), model(3)))
+    assert seen > 0.9
+    assert abs(unseen - 1 / 3) < 0.15
+    assert not model(3).upper(data.ids)[~data.present].any()
+    with pytest.raises(ValueError, match="folds: expected at most the"):
+        model(90)
+    with pytest.raises(ValueError, match="folds: expected"):
+        model(1)
+
+
 def test_for_data_on_scores_with_heads_of_ones_own():
     data = make_splits()["train"]
     scores = MultimodalDataset(data.data.replace(target=data.target.float()), {**data.info, "task": "regression"})
@@ -371,7 +409,7 @@ def test_for_data_without_bounds_trains_nothing_and_names_what_is_wrong():
     assert MCE.for_data(train, backbone, None, fail, upper_source="current").upper is None
     with pytest.raises(ValueError, match="config: expected the optimizer"):
         MCE.for_data(train, backbone, None, fail)
-    with pytest.raises(ValueError, match="train: expected every modality in some sample, 'b' is in none"):
+    with pytest.raises(ValueError, match="data: expected every modality in some sample, 'b' is in none"):
         MCE.for_data(train.drop(present=torch.tensor([True, False, True])), backbone, None, TrainConfig(epochs=1))
     with pytest.raises(TypeError, match="backbone: expected a Backbone"):
         MCE.for_data(train, JointTraining(backbone))

@@ -1,7 +1,7 @@
 """MCE as its release computes it, and other interpretations of what the paper leaves open; R marks the release's.
 
-The release (github.com/byzhaoAI/MCE) has code for AV-MNIST, IEMOCAP and nuScenes. Each option changes one step of
-`mmlib.methods.mce.MCE`; ``preset="released"`` sets what the three have in common.
+The release (github.com/byzhaoAI/MCE) has code for AV-MNIST, IEMOCAP and nuScenes, which differ. Each option changes one
+step of `mmlib.methods.mce.MCE`; ``preset="avmnist"``, ``"iemocap"`` and ``"nuscenes"`` are the three.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class ReleasedMCEConfig(MCEConfig):
     # values from the training pass (as R), or from one of their own in "eval" mode
     value_pass: str = option("shared", OneOf("shared", "eval"))
     shapley: str = option("exact", OneOf("exact", "released"))  # Eq. 5; R: "released", see released_shapley
-    players: int | None = option(None, Maybe(Whole(1)))  # n of released_shapley
+    players: int | None = option(None, Maybe(Whole(1)))  # n of released_shapley; R: 3, 3, 7
     subsets: int | None = option(None, Maybe(Whole(1)))  # subsets drawn a step; None: all
 
     rate_norm: str = option("mean", OneOf("mean", "none"))  # A divided by its mean; R: "none"
@@ -63,14 +63,21 @@ class ReleasedMCEConfig(MCEConfig):
     # U from frozen models; R (nuScenes): "current", the heads as they are
     upper_source: str = option("frozen", OneOf("frozen", "current"))
 
-    # mean over the samples that have m; R: "released", over all, after f_rec
-    single_loss: str = option("present", OneOf("present", "released"))
+    # mean over the samples that have m; "completed": so, after f_rec; R: over all samples after f_rec, where those
+    # without m add a constant ("released", IEMOCAP), or count, times the fraction with m ("released_whole", AV-MNIST)
+    single_loss: str = option("present", OneOf("present", "completed", "released", "released_whole"))
+    single_mean: bool = option(False, Flag())  # Eq. 9 over the number of modalities; R (AV-MNIST, IEMOCAP): True
     # Eq. 11; R: "strict", without the full set, sum over a sample's subsets / (2^M_n - 1)
     subset_loss: str = option("mean", OneOf("mean", "strict"))
     # encodings are dropped, then completed; R: "reconstructed", completed, dropped, and completed again
     subset_features: str = option("encoded", OneOf("encoded", "reconstructed"))
-    # R: "released", L1 to completed features, or "released_last", of one subset alone
-    completion_loss: str = option("eq13", OneOf("eq13", "released", "released_last"))
+    # "scaled": Eq. 13 over sqrt(d), a root mean square; "completed": to features after f_rec. R: "released", mean L1 to
+    # these, which are not held still; "released_last" (AV-MNIST), of the last subset alone
+    completion_loss: str = option("eq13", OneOf("eq13", "scaled", "completed", "released", "released_last"))
+    # what f_rec gets of absent modalities: zeros; R (AV-MNIST, IEMOCAP): True, the encoding of zeros, in the first pass
+    complete_absent: bool = option(False, Flag())
+    # released losses of subsets: means over all samples of a batch; R (IEMOCAP): True, over those that have something
+    over_some: bool = option(False, Flag())
     # samples with nothing count in no loss; R: "keep", in the task loss
     all_missing: str = option("exclude", OneOf("exclude", "keep"))
     # the column of present that the losses read for each modality; R (IEMOCAP): (0, 2, 1)
@@ -82,32 +89,67 @@ class ReleasedMCEConfig(MCEConfig):
             raise ValueError("shapley: 'released' needs every coalition; leave permutations and subsets out")
         if self.subsets and (self.subset_loss, self.completion_loss) != ("mean", "eq13"):
             raise ValueError("subsets: only Eqs. 11 and 13 are means over coalitions that drawing some leaves unbiased")
+        if self.complete_absent and self.subset_features == "encoded":
+            raise ValueError("complete_absent: True needs subset_features='reconstructed', where subsets get zeros")
         if self.columns is not None:
             object.__setattr__(self, "columns", tuple(self.columns))
 
 
-RELEASED = {
-    "shapley": "released",
-    "rate_norm": "none",
-    "single_loss": "released",
+COMMON = {"shapley": "released", "rate_norm": "none", "all_missing": "keep"}
+TWICE = {
+    "players": 3,
     "subset_loss": "strict",
     "subset_features": "reconstructed",
+    "complete_absent": True,
+    "single_mean": True,
+}
+AVMNIST = {
+    **COMMON,
+    **TWICE,
+    "single_loss": "released_whole",
+    "completion_loss": "released_last",
+    "lambda_aux": 0.5,  # the release halves L_aux besides
+}
+IEMOCAP = {
+    **COMMON,
+    **TWICE,
+    "single_loss": "released",
     "completion_loss": "released",
-    "all_missing": "keep",
+    "over_some": True,
+    "train_position": False,
+    "columns": (0, 2, 1),  # of sound, words, face
+}
+NUSCENES = {
+    **COMMON,
+    "players": 7,
+    "single_loss": "released_whole",  # of the release's batches of one sample: its loss, or 0
+    "completion_loss": "released",
+    "upper_source": "current",
+    "state_norm": False,
 }
 
 
-class ReleasedMCE(MCE, config=ReleasedMCEConfig, presets={"released": RELEASED}):
-    """MCE with the options of `ReleasedMCEConfig`; ``MCE(preset="released")`` is one."""
+class ReleasedMCE(
+    MCE, config=ReleasedMCEConfig, presets={"avmnist": AVMNIST, "iemocap": IEMOCAP, "nuscenes": NUSCENES}
+):
+    """MCE with the options of `ReleasedMCEConfig`, such as ``MCE(preset="avmnist")``.
+
+    ``avmnist`` and ``iemocap`` are meant for a backbone with ``encode_absent=True``, as the release's are: only then
+    is what the reconstruction module gets of an absent modality the encoding of zeros, and not zeros.
+    """
 
     config: ReleasedMCEConfig
 
-    def __init__(self, backbone: Any, upper: Any = None, **options: Any):
+    def __init__(self, backbone: Any, upper: Any = None, *, present: Tensor | None = None, **options: Any):
         super().__init__(backbone, upper, **options)
         names, columns = self.evaluator.modalities, self.config.columns
         self.reconstruction.position.requires_grad_(self.config.train_position)
         if columns is not None and sorted(columns) != list(range(len(names))):
             raise ValueError(f"columns: expected an order of 0 to {len(names) - 1}, got {columns}")
+        if self.config.players is not None and self.config.players < len(names):
+            raise ValueError(f"players: expected at least the {len(names)} modalities, got {self.config.players}")
+        if present is not None:
+            self.observe(present)
 
     @staticmethod
     def needs_bounds(config: Any) -> bool:
@@ -139,9 +181,12 @@ class ReleasedMCE(MCE, config=ReleasedMCEConfig, presets={"released": RELEASED})
         """Two passes where completed features are dropped and completed again, or the losses look at other columns."""
         if self.config.subset_features == "encoded" and self.config.columns is None:
             return super()._pass(batch, h, pairs)
-        first = self.evaluator.complete(h, batch.present)
+        seen = torch.ones_like(batch.present) if self.config.complete_absent else batch.present
+        first = self.evaluator.complete(h, seen)
         main = self.evaluator.decode(self.evaluator.fuse_completed(first, batch))
-        dropped = h if self.config.subset_features == "encoded" else first
+        dropped = h
+        if self.config.subset_features == "reconstructed":  # by now there is something of every modality
+            dropped, batch = first, batch.replace(present=torch.ones_like(batch.present))
         shows = ShowsCompleted(self.evaluator)
         logits, completed = coalition_rows(shows, batch, pairs.row, pairs.members, encodings=dropped)
         return torch.where(_like(pairs.is_full, logits), main[pairs.row], logits), completed, main, first
@@ -179,44 +224,56 @@ class ReleasedMCE(MCE, config=ReleasedMCEConfig, presets={"released": RELEASED})
     # --- the losses ---
 
     def _single_losses(self, step: Step) -> Tensor:
-        """The release zeroes logits and labels of missing samples: a constant loss, in a mean over all samples."""
-        if self.config.single_loss == "present":
-            return super()._single_losses(step)
-        if step.y.dtype == torch.bool:
+        how, scale = self.config.single_loss, len(step.h) if self.config.single_mean else 1
+        if how == "present":
+            return super()._single_losses(step) / scale
+        if how == "completed":
+            return super()._single_losses(replace(step, h=step.full)) / scale
+        if how == "released" and step.y.dtype == torch.bool:
             raise ValueError(
                 "single_loss: 'released' gives missing samples the class 0, of which labels have none; use 'present'"
             )
         losses = []
+        fraction = step.pairs.shared.rows(step.present).float().mean(0)
         for m, (name, x) in enumerate(step.full.items()):
-            there = step.present[:, m]
-            logits = self._head(name, x)
-            logits, y = torch.where(_like(there, logits), logits, 0), torch.where(_like(there, step.y), step.y, 0)
-            losses.append(sample_losses(logits, y, lead=1).mean())
-        return torch.stack(losses)
+            there, logits, y = step.present[:, m], self._head(name, x), step.y
+            if how == "released":  # logits and labels of missing samples are zeroed: a constant loss
+                logits, y = torch.where(_like(there, logits), logits, 0), torch.where(_like(there, y), y, 0)
+            each = sample_losses(logits, y, lead=1).mean()
+            losses.append(each if how == "released" else each * fraction[m])
+        return torch.stack(losses) / scale
 
     def _subset_weights(self, pairs: Pairs) -> Tensor:
-        return super()._subset_weights(pairs) if self.config.subset_loss == "mean" else _strict_weights(pairs)
+        return super()._subset_weights(pairs) if self.config.subset_loss == "mean" else self._strict_weights(pairs)
 
     def _completion_loss(self, step: Step, weights: Tensor) -> Tensor:
         """The mean absolute difference to the completed features, which are not held still."""
-        if self.config.completion_loss == "eq13":
-            return super()._completion_loss(step, weights)
-        pairs = step.pairs
+        pairs, how = step.pairs, self.config.completion_loss
+        if how in ("eq13", "scaled", "completed"):
+            width = next(iter(step.h.values())).shape[1] if how == "scaled" else 1
+            return (
+                super()._completion_loss(replace(step, h=step.full) if how == "completed" else step, weights)
+                / width**0.5
+            )
         gaps = [(x - step.full[m][pairs.row]).abs().flatten(1).mean(-1) for m, x in step.completed.items()]
         each = torch.stack(gaps, -1) * pairs.dropped * weights  # [R, M]
-        return (each.sum(-1) * _strict_weights(pairs, self.config.completion_loss == "released_last")).sum()
+        return (each.sum(-1) * self._strict_weights(pairs, how == "released_last")).sum()
 
+    def _strict_weights(self, pairs: Pairs, last: bool = False) -> Tensor:
+        """Without the full sets, over the 2^|M_n| - 1 subsets of a sample [R]; ``last``: its last subset alone counts.
 
-def _strict_weights(pairs: Pairs, last: bool = False) -> Tensor:
-    """Without the full sets, over the 2^|M_n| - 1 subsets of a sample [R]; ``last``: its last subset alone counts."""
-    B, _ = pairs.size
-    strict = pairs.counted & ~pairs.is_full
-    if last:
-        highest = torch.zeros(B, dtype=torch.int64, device=pairs.row.device)
-        highest = highest.scatter_reduce(0, pairs.row, torch.where(strict, pairs.code, 0), "amax")
-        strict = strict & (pairs.code == highest[pairs.row])
-    subsets = 2.0 ** pairs.members[pairs.full].sum(-1)[pairs.row] - 1
-    return strict / (B * subsets.clamp_min(1))
+        The release lists subsets with the first modality as the high bit: {image} is the last of image and audio.
+        """
+        B, _ = pairs.size
+        strict = pairs.counted & ~pairs.is_full
+        if last:
+            order = pairs.code_of(pairs.members.flip(-1))
+            highest = torch.zeros(B, dtype=torch.int64, device=pairs.row.device)
+            highest = highest.scatter_reduce(0, pairs.row, torch.where(strict, order, 0), "amax")
+            strict = strict & (order == highest[pairs.row])
+        subsets = 2.0 ** pairs.members[pairs.full].sum(-1)[pairs.row] - 1
+        samples = pairs.shared.count((pairs.own > 0).sum()) if self.config.over_some else B
+        return strict / (samples * subsets.clamp_min(1))
 
 
 def _like(mask: Tensor, x: Tensor) -> Tensor:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,14 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from methods.mce_loop import Reference, last_of, make_batch, make_mce
 
-from mmlib.methods.mce import MCE, MCEConfig
+from mmlib.backbones import AVMNISTBackbone, AVMNISTConfig
+from mmlib.batch import MultimodalBatch
+from mmlib.methods.mce import MCE, MCEConfig, UpperBounds
 from mmlib.methods.released.mce import ReleasedMCE, ReleasedMCEConfig, released_shapley
 
 
 def test_which_class_an_option_asks_for():
     batch = make_batch()
     assert type(make_mce(batch, lambda_sub=2.0)) is MCE
-    for options in ({"preset": "released"}, {"mask_negative": False}, {"columns": (0, 2, 1)}, {"subsets": 2}):
+    for options in ({"preset": "iemocap"}, {"mask_negative": False}, {"columns": (0, 2, 1)}, {"subsets": 2}):
         model = make_mce(batch, **options)
         assert type(model) is ReleasedMCE, options
         assert model.config == MCE.configured(options.pop("preset", "paper"), {**options, "attention_heads": 2,
@@ -122,7 +126,7 @@ def test_released_two_passes_single_and_completion_by_hand():
         for i in range(ref.n):
             own = [s for s in ref.subsets(ref.has[i]) if s != ref.has[i]]
             if only_last:
-                own = sorted(own, key=lambda s: sum(1 << m for m in s))[-1:]
+                own = sorted(own, key=lambda s: sum(4 >> m for m in s))[-1:]  # the first modality is the high bit
             for s in own:
                 gaps = [w[m] * float((strict[i, s][m] - first[i][m]).abs().mean()) for m in ref.has[i] if m not in s]
                 total += sum(gaps) / (2 ** len(ref.has[i]) - 1) / ref.n
@@ -135,6 +139,163 @@ def test_released_two_passes_single_and_completion_by_hand():
     with torch.no_grad():
         expected = [ref.loss(ref.logits(first[i]), i) for i in range(ref.n)]
     assert out.losses["task"].item() == pytest.approx(np.mean(expected), abs=1e-6)
+
+
+def by_hand(model: MCE, batch: MultimodalBatch) -> dict[str, float]:
+    """A preset's step, one sample and one subset at a time, as the release goes; weights of 1."""
+    ref, name = Reference(model, batch), model.config
+    iemocap, nuscenes = name.single_loss == "released", name.players == 7
+    M, n, slip = ref.M, ref.n, list(name.columns or range(ref.M))
+    has = [tuple(m for m in range(M) if ref.present[i, slip[m]]) for i in range(n)]
+    subsets = {i: list(ref.subsets(has[i])) for i in range(n)}
+    with torch.no_grad():
+        seen = [tuple(range(M)) if not nuscenes else ref.has[i] for i in range(n)]
+        first = [ref.rebuilt(ref.h[i], seen[i]) for i in range(n)]
+        source = ref.h if nuscenes else first
+        again = {(i, s): ref.rebuilt(list(source[i]), s) for i in range(n) for s in subsets[i] if s != has[i]}
+        said = {key: ref.logits(x) for key, x in again.items()}
+        main = [ref.logits(x) for x in first]
+    said |= {(i, has[i]): main[i] for i in range(n) if has[i]}
+    right = np.zeros(2**M)
+    for (i, s), logits in said.items():
+        right[sum(1 << m for m in s)] += ref.right(logits, i)
+    count = np.array([sum(m in h for h in has) for m in range(M)])
+    single = [model.heads[name_] for name_ in ref.names]
+    if nuscenes:
+        upper = [sum(ref.right(single[m](ref.h[i][m][None])[0], i) for i in range(n) if m in has[i]) for m in range(M)]
+    else:
+        upper = [sum(float(model.upper.table[i, m]) for i in range(n) if m in has[i]) for m in range(M)]
+    phi = released_shapley(torch.tensor(right), name.players).numpy()
+    B = np.maximum(np.array(upper) - phi, 0) / (1 if nuscenes else count)
+    w = n / count * B
+    losses = {
+        "task": np.mean([ref.loss(main[i], i) for i in range(n)]),
+        "single": 0.0,
+        "subset": 0.0,
+        "completion": 0.0,
+    }
+    for m in range(M):
+        each = [ref.loss(single[m](first[i][m][None])[0], i) for i in range(n)]
+        if iemocap:
+            mean = np.mean([each[i] if m in has[i] else math.log(3) for i in range(n)])
+        else:
+            mean = np.mean(each) * count[m] / n
+        losses["single"] += w[m] * mean / (1 if nuscenes else M)
+    some = sum(map(bool, has)) if iemocap else n
+    for i in range(n):
+        strict = [s for s in subsets[i] if s != has[i]]
+        counted = subsets[i] if nuscenes else strict
+        losses["subset"] += sum(ref.loss(said[i, s], i) for s in counted) / max(2 ** len(has[i]) - 1, 1) / some
+        if name.completion_loss == "released_last":
+            strict = sorted(strict, key=lambda s: sum(2 ** (M - 1 - m) for m in s))[-1:]
+        for s in strict:
+            gaps = [w[m] * float((again[i, s][m] - first[i][m]).abs().mean()) for m in has[i] if m not in s]
+            losses["completion"] += sum(gaps) / (2 ** len(has[i]) - 1) / some
+    return losses | {"state": B, "shapley": phi}
+
+
+@pytest.mark.parametrize("preset", ["avmnist", "iemocap", "nuscenes"])
+@pytest.mark.parametrize("M", [2, 3])
+def test_the_three_releases_by_hand(preset, M):
+    if preset == "iemocap" and M == 2:
+        with pytest.raises(ValueError, match="columns"):
+            make_mce(make_batch(2), preset=preset)
+        return
+    nuscenes = preset == "nuscenes"
+    present = make_batch(M, 12, seed=4).present
+    if preset == "iemocap":
+        present[3] = False  # samples with nothing
+        present[8] = False
+    batch = make_batch(M, 12, seed=4, present=present)
+    if nuscenes:  # batches of one sample, where its means are ours: of one subset each, in which all samples are
+        batch = make_batch(M, 1, seed=4, present=torch.ones(1, M, dtype=torch.bool))
+    model = make_mce(batch, preset=preset, encode_absent=not nuscenes, lambda_aux=1.0).double()
+    batch = batch._map(lambda x: x.double() if x.is_floating_point() else x)
+    out, found = model(batch), by_hand(model, batch)
+    for term, loss in out.losses.items():
+        assert loss.item() == pytest.approx(found[term], abs=1e-6), term
+    assert set(out.losses) == {"task", "single", "subset", "completion"}
+    np.testing.assert_allclose(model.last["state_factor"].numpy(), found["state"], atol=1e-6)
+    np.testing.assert_allclose(model.last["shapley"].numpy(), found["shapley"], atol=1e-6)
+    assert model.reconstruction.position.requires_grad == (preset != "iemocap")
+
+
+FIXTURES = Path(os.environ.get("MMLIB_DATA") or Path(__file__).resolve().parents[3].parent / "shared" / "data").parent
+
+
+@pytest.mark.real
+@pytest.mark.skipif(not (FIXTURES / "fixtures").is_dir(), reason="the releases' outputs are not there")
+def test_the_avmnist_preset_equals_the_release_on_equal_weights_and_inputs():
+    kept = dict(np.load(FIXTURES / "fixtures" / "mce_avmnist_release.npz", allow_pickle=False))
+    given, release = ({k: v for k, v in kept.items() if k.startswith(s) == want} for s, want in
+                      (("weight:", True), ("release:", True)))  # fmt: skip
+    batch = MultimodalBatch(
+        {m: torch.tensor(kept[m]) for m in ("image", "audio")},
+        torch.tensor(kept["present"]),
+        target=torch.tensor(kept["target"]),
+        ids=torch.arange(64),
+    )
+    bounds = UpperBounds(torch.tensor(kept["upper"]), batch.ids, batch.modalities)
+    backbone = AVMNISTBackbone(AVMNISTConfig(encode_absent=True))
+    model = MCE(backbone, bounds, preset="avmnist", dropout=0.0).train()
+    weights = {k.removeprefix("weight:"): torch.tensor(v) for k, v in given.items()}
+    assert not model.load_state_dict(weights, strict=False).unexpected_keys
+    for part in model.modules():
+        if isinstance(part, torch.nn.Dropout):
+            part.p = 0.0
+    model.rates.copy_(torch.tensor(kept["rate_factor"]))
+    seen = []
+    model._value, value = lambda *x: seen.append(value(*x)) or seen[-1], model._value
+    out = model(batch)
+    of = lambda name: release[f"release:{name}"]
+    np.testing.assert_allclose(out.logits.detach(), of("logits"), atol=2e-6)
+    for term in ("task", "single", "subset", "completion"):
+        assert out.losses[term].item() == pytest.approx(float(of(term)), rel=2e-6), term
+    for name in ("shapley", "upper", "state_factor"):
+        np.testing.assert_allclose(model.last[name], of(name), rtol=1e-6, err_msg=name)
+    code = batch.present.long() @ torch.tensor([1, 2])  # pairs are listed by subset, then sample
+    pairs = [(s, i) for s in (1, 2, 3) for i in range(64) if code[i] & s == s]
+    right = [sum(v for (t, _), v in zip(pairs, seen[-1].tolist(), strict=True) if t == s) for s in (1, 2, 3)]
+    assert right == of("counts").tolist()
+
+
+@pytest.mark.parametrize("what", ["single_loss", "completion_loss"])
+def test_losses_of_completed_features(what):
+    """Eqs. 9 and 13 on features after f_rec, by hand."""
+    batch = make_batch(3, 10, seed=6)
+    model = make_mce(batch, **{what: "completed"}).double()
+    batch = batch._map(lambda x: x.double() if x.is_floating_point() else x)
+    ref, out = Reference(model, batch), model(batch)
+    with torch.no_grad():
+        full = [ref.rebuilt(ref.h[i], ref.has[i]) for i in range(ref.n)]
+    w = (model.last["rate_factor"] * model.last["state_factor"]).numpy()
+    if what == "single_loss":
+        each = [[ref.loss(model.heads[name](full[i][m][None])[0], i) for i in range(ref.n) if m in ref.has[i]]
+                for m, name in enumerate(ref.names)]  # fmt: skip
+        assert out.losses["single"].item() == pytest.approx(sum(a * np.mean(b) for a, b in zip(w, each, strict=True)))
+        halved = make_mce(make_batch(3, 10, seed=6), single_loss="completed", single_mean=True)
+        once = make_mce(make_batch(3, 10, seed=6), single_loss="completed")
+        a, b = (m(make_batch(3, 10, seed=6)).losses["single"].item() for m in (halved, once))
+        assert a == pytest.approx(b / 3)
+        return
+    subsets = sorted({s for i in range(ref.n) for s in ref.subsets(ref.has[i])})
+    total = 0.0
+    for s in subsets:
+        feasible, gaps = [i for i in range(ref.n) if set(s) <= set(ref.has[i])], 0.0
+        for i in feasible:
+            gone = [m for m in ref.has[i] if m not in s]
+            again = ref.rebuilt(ref.h[i], s)
+            own = [w[m] * float(torch.linalg.norm(again[m] - full[i][m])) for m in gone]
+            gaps += sum(own) / max(len(gone), 1)
+        total += gaps / len(feasible)
+    assert out.losses["completion"].item() == pytest.approx(total / len(subsets))
+
+
+def test_a_scaled_completion_loss_is_over_the_root_of_the_width():
+    batch = make_batch(3, 10, seed=6)
+    plain, scaled = make_mce(batch), make_mce(batch, completion_loss="scaled")
+    losses = [m(batch).losses["completion"].item() for m in (plain, scaled)]
+    assert losses[1] == pytest.approx(losses[0] / math.sqrt(8))
 
 
 def test_columns_slip_changes_what_the_losses_count_not_the_prediction():
@@ -222,5 +383,9 @@ def test_drawn_coalitions_leave_the_means_unbiased():
 def test_released_formula_needs_all_coalitions():
     with pytest.raises(ValueError, match="every coalition"):
         ReleasedMCEConfig(shapley="released", permutations=3)
+    with pytest.raises(ValueError, match="complete_absent: True needs"):
+        ReleasedMCEConfig(complete_absent=True)
+    with pytest.raises(ValueError, match="players: expected at least the 3 modalities"):
+        make_mce(make_batch(3), shapley="released", players=2)
     with pytest.raises(ValueError, match="Eqs. 11 and 13"):
         ReleasedMCEConfig(subset_loss="strict", subsets=3)

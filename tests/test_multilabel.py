@@ -187,7 +187,7 @@ METHODS: dict[str, Any] = {
     "mce": _mce,
     "mce-released": lambda t, v: MCE(
         GenericBackbone.for_data(t, width=32),
-        preset="iemocap",
+        preset="avmnist",
         single_loss="present",
         upper_source="current",
         hidden=32,
@@ -259,7 +259,7 @@ def test_methods_name_targets_that_they_do_not_take(splits: tuple[MultimodalData
     backbone = GenericBackbone.for_data(train, width=8)
     with pytest.raises(ValueError, match="target: PMR expects integer classes .*one a sample"):
         PMR(backbone, 3).train()(train[:8])
-    released = MCE(backbone, preset="iemocap", state_factor=False, present=train.present, attention_heads=2)
+    released = MCE(backbone, single_loss="released", state_factor=False, present=train.present, attention_heads=2)
     with pytest.raises(ValueError, match="single_loss: 'released' gives missing samples the class 0"):
         released.train()(train[:8])
     classes = train.data.replace(target=train.data.target.long().argmax(-1))  # type: ignore[union-attr]

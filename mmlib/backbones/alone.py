@@ -59,13 +59,14 @@ def fold_places(rows: Tensor, folds: int | None, seed: int = 0) -> list[tuple[Te
 
     None: one fold, valued on what it has learnt from.
     """
-    if Maybe(Whole(2))("folds", folds) is None:
+    Maybe(Whole(2))("folds", folds)
+    if folds is None:
         return [(rows, rows)]
-    if folds > len(rows):  # type: ignore[operator]
+    if folds > len(rows):
         raise ValueError(f"folds: expected at most the {len(rows)} samples that have the modality, got {folds}")
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).to(rows.device)
     fold = torch.empty_like(order).index_copy_(0, order, torch.arange(len(rows), device=rows.device) % folds)
-    return [(rows[fold != k], rows[fold == k]) for k in range(folds)]  # type: ignore[arg-type]
+    return [(rows[fold != k], rows[fold == k]) for k in range(folds)]
 
 
 class UpperBounds(nn.Module):

@@ -128,9 +128,9 @@ def load(
     part = {"train": np.flatnonzero(take >= TEST_TAKES), "test": np.flatnonzero(take < TEST_TAKES)}
     pairs, again = {}, {}  # part -> of each of its images its recording, and how often that has been taken before
     for key, recordings in part.items():
-        places = [np.arange(len(x)) for x in images[key]]
-        pairs[key] = np.concatenate([r[j % len(r)] for r, j in zip(recordings.reshape(10, -1), places, strict=True)])
-        again[key] = np.concatenate([j // (len(recordings) // 10) for j in places])
+        turns = [np.arange(len(x)) for x in images[key]]
+        pairs[key] = np.concatenate([r[j % len(r)] for r, j in zip(recordings.reshape(10, -1), turns, strict=True)])
+        again[key] = np.concatenate([j // (len(recordings) // 10) for j in turns])
     pictures = {key: np.concatenate(x) for key, x in images.items()}
     rows = {"train": ("train", np.arange(len(pairs["train"]))), "test": ("test", np.arange(len(pairs["test"])))}
     if preset == "default":

@@ -829,10 +829,9 @@ MODALITIES = lambda good: [None, 3, [], [3], ["no such name"], ["audio", "audio"
 LIMITS = lambda good: ["x", 0, 1.5, {"no such name": 3}, {"audio": "x"}, [1]]
 NO_FILES = {  # options are checked before files are looked for, so no files are needed
     "data.avmnist.load": (avmnist.load, dict(
-        preset=choice, split_seed=FIVE, held_out=whole(0, 4, 999), image_order=choice, scaling=choice,
-        mark_padding=flag,
-        every=POSITIVE, hop_length=POSITIVE, workers=lambda good: ["2", 0, 1.5], cache=flag,
-        progress=lambda good: ["yes", 1, []])),
+        preset=choice, split_seed=FIVE, held_out=whole(0, 4, 999), image_order=choice, test_images=choice,
+        scaling=choice, mark_padding=flag, every=POSITIVE, hop_length=POSITIVE, workers=lambda good: ["2", 0, 1.5],
+        cache=flag, progress=lambda good: ["yes", 1, []])),
     "data.iemocap.load": (iemocap.load, dict(fold=whole(0), audio_norm=lambda good: ["no such", 3], max_frames=LIMITS)),
     "data.mfeat.load": (mfeat.load, dict(split_seed=FIVE, valid=number(0.0, 1.0), test=number(0.0, 1.0),
     standardised=flag)),

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from baselines.runs import check_resumed, learned_digits, toy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 from book.support.experiments import train_and_score
 from mmlib import MultimodalBatch, MultimodalDataset
-from mmlib import data as sources
 from mmlib.backbones import GenericBackbone
 from mmlib.baselines import MBTSample
 from mmlib.baselines.mbt_sample import resampling_copies
@@ -207,20 +207,9 @@ def test_scores_are_right_within_the_tolerance() -> None:
 # In training
 
 
-def toy(n: int = 60, seed: int = 0, M: int = 2) -> MultimodalDataset:
-    rng = np.random.default_rng(seed)
-    y = rng.integers(0, 3, n)
-    features = {f"m{m}": (rng.normal(size=(n, 6)) + (2 - m) * np.eye(6)[y]).astype("float32") for m in range(M)}
-    return MultimodalDataset.from_arrays(features, y)
-
-
 def resampling(data: MultimodalDataset, seed: int = 0, dropout: float = 0.3, **options) -> MBTSample:
     with random_state(seed):
         return MBTSample(GenericBackbone.for_data(data, width=8, dropout=dropout), **options)
-
-
-def weights(method: nn.Module) -> torch.Tensor:
-    return torch.cat([p.detach().flatten() for p in method.parameters()])
 
 
 class Watch:
@@ -296,50 +285,19 @@ def test_any_hook_may_replace_the_epochs_data(factor: float, epochs: int, loader
     assert len(history.epochs) == epochs
 
 
-class Interrupt:
-    def __init__(self, at: int):
-        self._at = at
-
-    def on_step(self, state):
-        if state.step == self._at:
-            raise KeyboardInterrupt
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("resample", [False, True])
 def test_an_interrupted_run_resumes_to_the_bit(tmp_path: Path, resample: bool) -> None:
-    data, valid = toy(M=3), toy(30, 1, M=3)
     plan = MissingPlan("bernoulli", rates=[0.4, 0.2, 0.3], resample=resample)
     config = TrainConfig(epochs=6, batch_size=16, lr=1e-2, schedule="onecycle", seed=5)
-    whole = resampling(data, warmup=1)
-    expected = fit(whole, data, valid, config, train_plan=plan)
-    assert len(expected.epochs) < 6
-    path = tmp_path / "run.pt"
-    with pytest.raises(KeyboardInterrupt):
-        fit(
-            resampling(data, warmup=1), data, valid, config, train_plan=plan, callbacks=[Interrupt(20)], checkpoint=path
-        )
-    assert torch.load(path, weights_only=True)["epoch"] >= 2
-    again = resampling(data, seed=9, warmup=1)
-    with pytest.raises(ValueError, match="callbacks"):  # the hook was part of the interrupted run
-        fit(again, data, valid, config, train_plan=plan, checkpoint=path)
-    history = fit(again, data, valid, config, train_plan=plan, callbacks=[Interrupt(-1)], checkpoint=path)
-    assert torch.equal(weights(whole), weights(again))
-    forget = lambda rows: [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
-    assert forget(history.epochs) == forget(expected.epochs)
+    make = lambda seed: resampling(toy(M=3), seed, warmup=1)
+    assert len(check_resumed(make, 3, config, plan, 20, tmp_path / "run.pt")) < 6  # epochs grew
 
 
 @pytest.mark.slow
 def test_it_learns_digits_with_parts_missing() -> None:
-    splits = sources.load("digits")
-    plan = MissingPlan("imbalanced", rates=[0.2, 0.5, 0.8], seed=0)
-    with random_state(0):
-        method = MBTSample(GenericBackbone.for_data(splits["train"]), warmup=1)
-    fit(method, splits["train"], splits["valid"], TrainConfig(epochs=8, lr=3e-3), train_plan=plan)
-    test = splits["test"]
-    for present, least in ((None, 0.85), ([True, False, False], 0.6), ([False, True, False], 0.5)):  # chance is 0.1
-        accuracy = (predict(method, test, present=present).argmax(-1) == test.target).double().mean()
-        assert accuracy > least
+    make = lambda train: MBTSample(GenericBackbone.for_data(train), warmup=1)
+    learned_digits(make, TrainConfig(epochs=8, lr=3e-3))
 
 
 @pytest.mark.slow

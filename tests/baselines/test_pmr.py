@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from baselines.test_mbt_sample import Interrupt, toy
+from baselines.runs import check_resumed, learned_digits, toy
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -20,7 +20,7 @@ from mmlib.backbones import Backbone, GenericBackbone
 from mmlib.baselines import PMR
 from mmlib.baselines.pmr import prototype_log_probabilities
 from mmlib.missing import MissingPlan
-from mmlib.training import TrainConfig, fit, predict, random_state
+from mmlib.training import TrainConfig, fit, random_state
 
 
 class Plain(Backbone):
@@ -287,35 +287,16 @@ def test_each_epoch_begins_with_new_means_of_its_share() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("resample", [False, True])
 def test_an_interrupted_run_resumes_to_the_bit(tmp_path: Path, resample: bool) -> None:
-    data, valid = toy(M=3), toy(30, 1, M=3)
     plan = MissingPlan("bernoulli", rates=[0.4, 0.2, 0.3], resample=resample)
     config = TrainConfig(epochs=4, batch_size=16, lr=1e-2, schedule="onecycle", seed=5)
-    options = {"fraction": 0.5, "coefficient": "ratio"}
-    whole = pmr(data, **options)
-    expected = fit(whole, data, valid, config, train_plan=plan, callbacks=[Interrupt(-1)])
-    path = tmp_path / "run.pt"
-    with pytest.raises(KeyboardInterrupt):
-        fit(pmr(data, **options), data, valid, config, train_plan=plan, callbacks=[Interrupt(10)], checkpoint=path)
-    assert torch.load(path, weights_only=True)["epoch"] == 2
-    again = pmr(data, seed=9, **options)
-    history = fit(again, data, valid, config, train_plan=plan, callbacks=[Interrupt(-1)], checkpoint=path)
-    for (name, x), y in zip(whole.state_dict().items(), again.state_dict().values(), strict=True):
-        assert torch.equal(x, y), name
-    forget = lambda rows: [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
-    assert forget(history.epochs) == forget(expected.epochs)
+    make = lambda seed: pmr(toy(M=3), seed, fraction=0.5, coefficient="ratio")
+    check_resumed(make, 3, config, plan, 10, tmp_path / "run.pt")
 
 
 @pytest.mark.slow
 def test_it_learns_digits_with_parts_missing() -> None:
-    splits = sources.load("digits")
-    plan = MissingPlan("imbalanced", rates=[0.2, 0.5, 0.8], seed=0)
-    with random_state(0):
-        method = PMR(GenericBackbone.for_data(splits["train"]), 10)
-    fit(method, splits["train"], splits["valid"], TrainConfig(epochs=8, lr=3e-3), train_plan=plan)
-    test = splits["test"]
-    for present, least in ((None, 0.85), ([True, False, False], 0.6), ([False, True, False], 0.5)):  # chance is 0.1
-        accuracy = (predict(method, test, present=present).argmax(-1) == test.target).double().mean()
-        assert accuracy > least
+    make = lambda train: PMR(GenericBackbone.for_data(train), 10)
+    method, test = learned_digits(make, TrainConfig(epochs=8, lr=3e-3)), sources.load("digits")["test"]
     # and the prototypes classify: what they are for
     device = method.prototypes.device
     with torch.no_grad():

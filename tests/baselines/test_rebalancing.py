@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from baselines.test_mbt_sample import Interrupt, toy, weights
+from baselines.runs import check_resumed, learned_digits, toy, weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from methods.test_balm import SGD, Joint, backbone, dialogues
@@ -17,12 +17,11 @@ from torch.nn import functional as F
 
 from book.support.experiments import train_and_score
 from mmlib import MultimodalBatch, MultimodalDataset
-from mmlib import data as sources
 from mmlib.backbones import AVMNISTBackbone, Backbone, GenericBackbone, GenericConfig
 from mmlib.baselines import CGGM, OGMGE
 from mmlib.baselines.ogm_ge import ogm_coefficients
 from mmlib.missing import MissingPlan
-from mmlib.training import TrainConfig, fit, predict, random_state
+from mmlib.training import TrainConfig, fit, random_state
 
 PLAN = MissingPlan("bernoulli", rates=[0.3, 0.4], seed=2)
 
@@ -275,23 +274,8 @@ def test_ogm_is_active_in_its_epochs() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("method", [CGGM, OGMGE])
 def test_an_interrupted_run_resumes_to_the_bit(tmp_path: Path, method: type) -> None:
-    data, valid = toy(), toy(30, 1)
     config = TrainConfig(epochs=5, batch_size=16, lr=1e-2, clip=1.0, seed=5)
-    whole = make(method, data, 0.2)
-    fit(whole, data, valid, config, train_plan=PLAN)
-    with pytest.raises(KeyboardInterrupt):
-        fit(
-            make(method, data, 0.2),
-            data,
-            valid,
-            config,
-            train_plan=PLAN,
-            callbacks=[Interrupt(11)],
-            checkpoint=tmp_path / "r",
-        )
-    again = make(method, data, 0.2, seed=3)
-    fit(again, data, valid, config, train_plan=PLAN, callbacks=[Interrupt(-1)], checkpoint=tmp_path / "r")
-    assert torch.equal(weights(whole), weights(again))
+    check_resumed(lambda seed: make(method, toy(), 0.2, seed), 2, config, PLAN, 11, tmp_path / "run.pt")
 
 
 def test_ogm_accumulates() -> None:
@@ -308,13 +292,8 @@ def test_ogm_accumulates() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("method", [CGGM, OGMGE])
 def test_it_learns_digits_with_parts_missing(method: type) -> None:
-    splits = sources.load("digits")
-    plan = MissingPlan("imbalanced", rates=[0.5, 0.3, 0.7], seed=0)
-    with random_state(0):
-        model = method(GenericBackbone.for_data(splits["train"]))
-    fit(model, splits["train"], splits["valid"], TrainConfig(epochs=12, lr=3e-3, clip=2.0), train_plan=plan)
-    accuracy = (predict(model, splits["test"]).argmax(-1) == splits["test"].target).double().mean()
-    assert accuracy > 0.8
+    config = TrainConfig(epochs=12, lr=3e-3, clip=2.0)
+    learned_digits(lambda train: method(GenericBackbone.for_data(train)), config, (0.5, 0.3, 0.7), [(None, 0.8)])
 
 
 def test_ogm_takes_the_columns_of_a_joint_net() -> None:

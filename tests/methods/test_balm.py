@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from baselines.test_mbt_sample import Interrupt, toy, weights
+from baselines.runs import Interrupt, toy, weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_processes import two_processes

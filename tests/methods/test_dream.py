@@ -1,4 +1,4 @@
-"""DREAM against its equations, written as NumPy loops in `dream_reference`."""
+"""DREAM against its equations, written as NumPy loops in `dream_loop`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from dream_reference import SHAPES, Toy, check_against_loop, check_gradients, make_batch, make_dream
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from methods.dream_loop import SHAPES, Toy, check_against_loop, check_gradients, make_batch, make_dream
 from torch import nn
 
 from mmlib import DREAM, MultimodalBatch, MultimodalDataset

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from baselines.test_mbt_sample import toy
+from baselines.runs import toy
 from methods.test_balm import (
     Foreign,
     assert_is_the_literal_loop,

@@ -8,9 +8,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from dream_reference import check_against_loop, check_gradients, make_batch, make_dream
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from methods.dream_loop import check_against_loop, check_gradients, make_batch, make_dream
 from torch import nn
 
 from mmlib import DREAM, MultimodalDataset

@@ -241,6 +241,7 @@ def clouds(embedded: dict[tuple[str, str], tuple[np.ndarray, np.ndarray, float]]
     """t-SNE pictures: (training, stage) -> points [n, 2], classes [n] and the silhouette in the full space."""
     rows, columns = (list(dict.fromkeys(key[i] for key in embedded)) for i in (0, 1))
     fig, axes = figures.figure("page", rows=len(rows), columns=len(columns), squeeze=False)
+    fig.set_figheight(2.3 * len(rows))
     for (training, stage), (points, y, value) in embedded.items():
         ax = axes[rows.index(training)][columns.index(stage)]
         ax.scatter(*points.T, c=[figures.PALETTE[k % len(figures.PALETTE)] for k in y], s=9)

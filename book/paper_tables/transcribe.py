@@ -2,7 +2,8 @@
 
 The text is the paper as a text file, ``PAPER.txt`` (BALM's is that of its supplement), whose tables are lines with tabs
 or between bars, each below its caption "Table n: ..." or "Table n. ...", or above it (`CAPTION_BELOW`). It is not in
-this repository; the CSVs that this script makes of it are.
+this repository; the CSVs that this script makes of it are. "balm-main" are the two tables of BALM's main paper, which
+was not at hand: second-hand, from the CSV of a follow-up's results that restates them.
 Every cell becomes one line, exactly as printed (no digit is dropped; ``**bold**``, underlines and reference numbers
 are), and the number of cells of every table is asserted.
 """
@@ -265,8 +266,23 @@ def by_model(lines: list[list[str]]) -> Iterator[Cell]:
                 yield cell(row, "gap", f"{'-' if arrow == 'down' else ''}{gap}", names[i // 2])
 
 
+CORPORA = ("IEMOCAP", "CMU-MOSEI")  # of BALM's main Tables 1 and 2
+
+
+def restated(lines: list[list[str]]) -> Iterator[Cell]:
+    """BALM's main Tables 1 and 2: lines of corpus, method, rates (audio, language, vision), score, value, spread."""
+    for _, method, rates, score, value, spread in lines:
+        text = f"{value}±{spread}" if spread else value
+        yield cell(f"({', '.join(rates.split(','))})", score, text, _plug_in(method))
+
+
+def restated_lines(text: str, table: int) -> list[list[str]]:
+    rows = csv.reader(line for line in text.splitlines() if not line.startswith("#"))
+    return [row for row in rows if row[0] == CORPORA[table - 1]]
+
+
 CAPTION_BELOW = ("dream", "dear")  # the papers whose captions stand below their tables
-TEXTS = {"balm": "balm_supplement"}  # where the text of a paper is not named after it
+TEXTS = {"balm": "balm_supplement.txt", "balm-main": "balm_main_tables.csv"}  # where a text is not named PAPER.txt
 Reader = Callable[[list[list[str]]], Iterator[Cell]]
 TABLES: dict[str, dict[int, tuple[Reader, int]]] = {  # per paper and table: how it is read, how many cells it has
     "mce": {
@@ -311,6 +327,7 @@ TABLES: dict[str, dict[int, tuple[Reader, int]]] = {  # per paper and table: how
         14: (by_model, 6 * 9),
         15: (by_model, 6 * 9),
     },
+    "balm-main": {1: (restated, 13 * 6 * 2), 2: (restated, 12 * 6 * 2)},
     "dream": {1: (by_dataset, 3 * 8 * 8), 2: (seconds, 5 * 6), 3: (counts, 3 * 3)},
 }
 
@@ -319,7 +336,8 @@ def transcribe(paper: str, text: str) -> dict[str, str]:
     """The CSV text of every table of a paper by its name, such as ``mce-table2``."""
     made = {}
     for table, (read, count) in TABLES[paper].items():
-        cells = list(read(lines_of(text, table, paper in CAPTION_BELOW)))
+        found = restated_lines(text, table) if read is restated else lines_of(text, table, paper in CAPTION_BELOW)
+        cells = list(read(found))
         assert len(cells) == count, f"Table {table}: expected {count} cells, got {len(cells)}"
         places = {(c["group"], c["row"], c["column"]) for c in cells}
         assert len(places) == count, f"Table {table}: a cell occurs twice"

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from book.drawings.balm import PathLength, Watch
 from book.studies import balm as study
-from mmlib import BALM, MultimodalDataset, backbones, coalitions, data, metrics, missing
+from mmlib import BALM, MultimodalBatch, MultimodalDataset, backbones, coalitions, data, metrics, missing
+from mmlib.baselines import JointTraining
 from mmlib.gradients import EncoderGradients
 from mmlib.training import History, TrainConfig, fit, predict, random_state
 
-__all__ = ["Live", "Trained", "directions", "embedded", "ends", "paths", "signal", "travelled"]
+__all__ = ["Live", "Trained", "directions", "embedded", "ends", "paths", "signal", "together", "travelled"]
 
 
 class Trained(NamedTuple):
@@ -58,10 +59,10 @@ class Live:
         plan = missing.MissingPlan("imbalanced", rates=tuple(rates)[: len(self.names)], seed=self.seed)
         return {name: plan.draw(split).apply(split) for name, split in self.splits.items()}
 
-    def network(self) -> Any:
-        """A new backbone: the page's on dialogues, else the generic one."""
+    def network(self, **own: Any) -> Any:
+        """A new backbone, with options of its own: the page's on dialogues, else the generic one."""
         kind = self.setup.backbone if self.dialogues else "generic"
-        options = study.BACKBONES.get(kind, {"width": 32})
+        options = {**study.BACKBONES.get(kind, {"width": 32}), **own}
         return getattr(backbones, study.NETS[kind]).for_data(self.splits["train"], **options)
 
     def train(self, preset: str, where: str, **options: Any) -> Trained:
@@ -74,6 +75,25 @@ class Live:
         history = fit(method, parts["train"], parts["valid"], self.config, callbacks=[watch])
         return Trained(method.eval(), watch, history)
 
+    def padding(self) -> pd.DataFrame:
+        """Packed recurrent nets and padded ones: test scores, and predictions that change without the padding."""
+        test, rows = self.parts["B"]["test"], {}
+        real, whole = self.real(test), test[:].to("cpu").replace(target=None)
+        lengths = real.sum(1)
+        for name, packed in (("packed", True), ("padded", False)):
+            with random_state(self.seed):
+                method = JointTraining(self.network(packed=packed))
+            fit(method, self.parts["B"]["train"], self.parts["B"]["valid"], self.config)
+            method.cpu().eval()
+            with torch.no_grad():
+                said, alone = method(whole).logits.argmax(-1), torch.zeros(real.shape, dtype=torch.int64)
+                for length in lengths.unique().tolist():
+                    some = lengths == length
+                    alone[some, :length] = method(first_steps(whole[some], length)).logits.argmax(-1)
+            changed = (said != alone)[real].float().mean().item()
+            rows[name] = {"test": self.score(method, test), "predictions that change": changed}
+        return pd.DataFrame(rows).T
+
     def real(self, split: MultimodalDataset) -> Tensor:
         """bool [*N]: what counts as a sample, which padding does not."""
         given = split.data.extras.get("utterance")
@@ -85,7 +105,7 @@ class Live:
         rates: list[float] = (1 - split.present[self.real(split)].float().mean(0)).tolist()
         return rates
 
-    def score(self, method: BALM, split: MultimodalDataset) -> float:
+    def score(self, method: torch.nn.Module, split: MultimodalDataset) -> float:
         """Accuracy, or for scores the weighted F1 of their sign, over what is there."""
         counts = self.real(split) & split.present.cpu().any(-1)
         logits, y = predict(method, split)[counts], split.target.cpu()[counts]  # type: ignore[union-attr]
@@ -117,6 +137,19 @@ class Live:
         y = split.target.cpu()[keep]  # type: ignore[union-attr]
         parts = {"input": batch.features[name].flatten(len(batch.shape)), "encoding": h[name], "fused": z}
         return {k: x[keep].numpy() for k, x in parts.items()}, ((y > 0).long() if self.regression else y).numpy()
+
+
+def first_steps(batch: MultimodalBatch, steps: int) -> MultimodalBatch:
+    """The first utterances of every dialogue."""
+    cut = lambda tensors: {name: x[:, :steps] for name, x in tensors.items()}
+    return MultimodalBatch(
+        cut(batch.features),
+        batch.present[:, :steps],
+        None,
+        cut(batch.valid),
+        cut(batch.observed),
+        extras=cut(batch.extras),
+    )
 
 
 # --- What an optimizer leaves of a coefficient ------------------------------------------------------------------------
@@ -214,6 +247,40 @@ def signal(watch: Watch, names: Sequence[str], rho: float) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
+
+
+@torch.no_grad()
+def together(method: BALM, split: MultimodalDataset, sizes: Sequence[int], draws: int, seed: int) -> pd.DataFrame:
+    """Do the Deltas of the modalities go together? Of a network that stands still, by samples (dialogues) a batch.
+
+    Each draw is two mini-batches of different samples; Delta is the difference of their KL. The mean, smallest and
+    largest correlation between two modalities, and how often a coefficient of Eq. 21 is negative or above rho.
+    """
+    method, batch = copy.deepcopy(method).cpu().eval(), split[:].to("cpu")
+    plug, backbone = method.rebalancing, method.backbone
+    assert plug is not None
+    shown = batch if method.calibration is None else method.calibration(batch)
+    h = backbone.encode(shown)
+    logits, y, N = plug.flat(backbone.decode(backbone.fuse(h, shown.present, shown)), batch.target)
+    real = batch.extras.get("utterance", torch.ones(N, dtype=torch.bool))
+    kl = plug.discrepancies(logits, plug.heads(plug.encodings(h, N)), y).reshape(-1, *N) * real
+    sums, counts = kl.reshape(len(kl), len(split), -1).sum(-1).numpy(), real.reshape(len(split), -1).sum(-1).numpy()
+    rng, rows = np.random.default_rng(seed), {}
+    for size in sizes:
+        order = rng.permuted(np.tile(np.arange(len(split)), (draws, 1)), axis=1)
+        places = order[:, : 2 * size].reshape(draws, 2, size).transpose(1, 0, 2)  # two batches that share nothing
+        mean = sums[:, places].sum(-1) / counts[places].sum(-1)  # [M, 2, draws]
+        change = mean[:, 0] - mean[:, 1]
+        between = np.corrcoef(change)[np.triu_indices(len(change), 1)]
+        mu = 1 - change / change.sum(0)  # over rho
+        rows[str(size)] = {
+            "mean correlation": between.mean(),
+            "smallest": between.min(),
+            "largest": between.max(),
+            "mu < 0": (mu < 0).mean(),
+            "mu > rho": (mu > 1).mean(),
+        }
+    return pd.DataFrame(rows).T
 
 
 def ends(trained: dict[tuple[str, str], Trained], names: Sequence[str]) -> pd.DataFrame:

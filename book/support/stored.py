@@ -56,6 +56,22 @@ def _weighted_f1(sums: np.ndarray) -> np.ndarray:
     return weighted / np.where(total > 0, total, np.nan)
 
 
+def _confusion(p: np.ndarray, t: np.ndarray) -> np.ndarray:
+    """A column for each pair of target and predicted class."""
+    classes = int(max(p.max(), t.max())) + 1
+    return ((t * classes + p)[:, None] == np.arange(classes**2)) * 1.0
+
+
+def _weighted_f1_of_classes(sums: np.ndarray) -> np.ndarray:
+    """`metrics.weighted_f1` from how often each pair of target and predicted class occurs."""
+    classes = math.isqrt(sums.shape[-1])
+    table = sums.reshape(*sums.shape[:-1], classes, classes)
+    actual, predicted, right = table.sum(-1), table.sum(-2), np.diagonal(table, axis1=-2, axis2=-1)
+    total = actual.sum(-1)
+    weighted = (actual * 2 * right / np.maximum(actual + predicted, 1e-300)).sum(-1)
+    return weighted / np.where(total > 0, total, np.nan)
+
+
 def _by_zero(p: np.ndarray, t: np.ndarray) -> np.ndarray:
     """The columns of `_signs` for negative against non-negative, all samples."""
     place = 2 * (t >= 0) + (p >= 0)
@@ -87,7 +103,9 @@ SCORES = {
     "accuracy": Score(_average(lambda p, t: (p == t) * 1.0), _ratio),
     "mae": Score(_average(lambda p, t: np.abs(p - t)), _ratio, lower=True, percent=False),
     "f1_non0": Score(_signs, _weighted_f1),
+    "weighted_f1": Score(_confusion, _weighted_f1_of_classes),
 }
+OF_CLASSES = ("accuracy", "weighted_f1")  # where a prediction below 0 is none
 
 
 def _jackknife(parts: np.ndarray, kind: Score) -> np.ndarray:
@@ -253,6 +271,6 @@ class Stored:
     def _parts(self, arrays: Mapping[str, np.ndarray], condition: str) -> np.ndarray:
         """The summands [n, C] of a run's condition; zeros for a sample of which the condition left nothing."""
         predicted, target = arrays[condition].astype(np.float64), arrays["target"].astype(np.float64)
-        there = ~np.isnan(predicted) & ((predicted >= 0) | (self.metric != "accuracy"))
+        there = ~np.isnan(predicted) & ((predicted >= 0) | (self.metric not in OF_CLASSES))
         parts = SCORES[self.metric].parts(np.where(there, predicted, 0), target)
         return parts * there[:, None]

@@ -65,7 +65,7 @@ class MMDFNBackbone(MMGCNBackbone):
         self.config, self.cross_weight = config, config.cross_weight
         for name, input_width in config.input_widths.items():
             rnn = nn.GRU if config.in_context(name) else None
-            self.encoders[name] = Encoder(input_width, config.width, rnn, config.dropout)
+            self.encoders[name] = Encoder(input_width, config.width, rnn, config.dropout, config.packed)
         self.width = config.width
         self.party: nn.GRU | None = None
         if any(config.party_weight(name) for name in config.input_widths):

@@ -67,6 +67,8 @@ class MMGCNConfig:
     alpha: float = option(0.1, Number(0, 1))  # share of the first layer in each layer
     lamda: float = option(0.5, Number(above=0))  # layer l mixes its features with theta_l = log(lamda / l + 1)
     dropout: float = option(0.4, RATE)
+    # the recurrent nets of `context` see each dialogue alone; False, as in the releases: its padding too
+    packed: bool = option(True, Flag())
     encode_absent: bool = option(True, Flag())  # see DialogueBackbone
 
     def __post_init__(self) -> None:
@@ -86,10 +88,22 @@ class MMGCNConfig:
 
 
 class Encoder(nn.Module):
-    """Dialogues [B, U, D] -> [B, U, d]: a linear map, then where asked two recurrent layers in both directions."""
+    """Dialogues [B, U, D] -> [B, U, d]: a linear map, then where asked two recurrent layers in both directions.
 
-    def __init__(self, input_width: int, width: int, rnn: type[nn.LSTM] | type[nn.GRU] | None, dropout: float):
+    packed : the recurrent layers do not see padding; False: they run over it, twice as fast in small batches, and what
+        an utterance gets from the direction that begins in the padding depends on how long that is
+    """
+
+    def __init__(
+        self,
+        input_width: int,
+        width: int,
+        rnn: type[nn.LSTM] | type[nn.GRU] | None,
+        dropout: float,
+        packed: bool = True,
+    ):
         super().__init__()
+        self.packed = packed
         self.linear = nn.Linear(input_width, width)
         self.rnn: nn.RNNBase | None = None
         if rnn is not None:
@@ -99,7 +113,9 @@ class Encoder(nn.Module):
         return self.context(self.linear(x), real)
 
     def context(self, x: Tensor, real: Tensor) -> Tensor:
-        return x if self.rnn is None else run_packed(self.rnn, x, real)
+        if self.rnn is None:
+            return x
+        return run_packed(self.rnn, x, real) if self.packed else self.rnn(x)[0]
 
 
 def _similarity(cosine: Tensor) -> Tensor:
@@ -203,7 +219,7 @@ class MMGCNBackbone(DialogueBackbone):
         self.config = config
         for name, input_width in config.input_widths.items():
             rnn = nn.LSTM if config.in_context(name) else None
-            self.encoders[name] = Encoder(input_width, config.width, rnn, config.dropout)
+            self.encoders[name] = Encoder(input_width, config.width, rnn, config.dropout, config.packed)
         self.width = config.width
         self._build_graph(config, False)
 

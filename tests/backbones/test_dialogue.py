@@ -372,6 +372,24 @@ def test_packed_nets_see_the_kept_steps_alone():
             torch.testing.assert_close(h[b][keep[b]], net(x[b][keep[b]][None])[0][0])
 
 
+@pytest.mark.parametrize("net", ["mmgcn", "mmdfn"])
+def test_padded_nets_as_the_release_has_them_see_the_padding(net):
+    """The same net over zeros of the inputs, so that the way back begins there; nothing else of the network changes."""
+    options = {"party": {}} if net == "mmdfn" else {}
+    packed, batch = make(net, **options), make_batch((5, 1, 3))
+    padded = make(net, packed=False, **options)
+    padded.load_state_dict(packed.state_dict())
+    encoder, real = padded.encoders["language"], batch.extras["utterance"]
+    expected = encoder.rnn(encoder.linear(padded.vectors(batch)["language"]))[0]
+    ours, alone = (model.encode(batch)["language"] for model in (padded, packed))
+    assert torch.equal(ours, torch.where(real[..., None], expected, 0))
+    torch.testing.assert_close(ours[0], alone[0], atol=1e-10, rtol=0)  # it fills the batch
+    assert (ours[1, 0] - alone[1, 0]).abs().max() > 1e-3
+    longer = padded.encode(pad(batch, 4, rubbish=True))["language"]
+    assert (longer[0, :5] - ours[0]).abs().max() > 1e-3
+    assert torch.equal(padded.encode(batch)["audio"], packed.encode(batch)["audio"])
+
+
 # --- padding, order, batches -----------------------------------------------------------------------------------------
 
 

@@ -28,6 +28,8 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.i
 IEMOCAP = {"audio": (1, 1582), "language": (1, 1024), "vision": (1, 342)}
 NETS = {  # shapes of a sample, leading shape, classes
     "mmgcn": (IEMOCAP, (16, 50), 6),
+    "mmgcn-4": (IEMOCAP, (4, 50), 6),  # so few dialogues that the recurrent net waits for its steps
+    "mmgcn-4-padded": (IEMOCAP, (4, 50), 6),
     "dialogues": (IEMOCAP, (16, 50), 6),  # a generic net: two layers a modality, the lightest that FCM can meet
     "digits": ({"left": (8, 4), "right": (8, 4), "projection": (1, 16)}, (64,), 10),
     "sequences": ({"audio": (64, 130), "vision": (50, 342), "language": (22, 1024)}, (128,), 4),  # the MMIN nets
@@ -46,8 +48,9 @@ def make(net: str, device: str) -> tuple[nn.Module, MultimodalBatch]:
         target=torch.randint(0, classes, lead),
         extras={"utterance": torch.ones(lead, dtype=torch.bool), "speaker": torch.randint(0, 2, lead)},
     ).drop(present=present)
-    if net == "mmgcn":
-        backbone: nn.Module = MMGCNBackbone(MMGCNConfig({name: shape[-1] for name, shape in shapes.items()}))
+    if net.startswith("mmgcn"):
+        widths = {name: shape[-1] for name, shape in shapes.items()}
+        backbone: nn.Module = MMGCNBackbone(MMGCNConfig(widths, packed=not net.endswith("padded")))
     elif net == "avmnist":
         backbone = AVMNISTBackbone()
     elif net == "sequences":

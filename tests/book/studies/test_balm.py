@@ -13,7 +13,10 @@ import torch
 from book.drawings import balm as drawings
 from book.studies import balm as study
 from book.studies import balm_claims as claims
+from book.studies import balm_live as live
 from book.support import results, verdicts
+from mmlib import BALM, data
+from mmlib.backbones import MMGCNBackbone
 from mmlib.methods.released.balm import ReleasedBALMConfig
 
 pytestmark = pytest.mark.usefixtures("no_window")
@@ -90,6 +93,39 @@ def test_every_family_of_claims_is_stored() -> None:
         assert all(pair.ours is not None for pair in pairs), name
     assert 1 < claims.cost(stored) < 2
     assert set(claims.recovered().columns) == set(study.SETTINGS)
+
+
+def test_the_papers_gains_are_those_of_its_main_tables() -> None:
+    gains = claims.gains()
+    assert gains.shape == (6, 6)
+    assert int((gains < 0).sum().sum()) == 5
+    means = gains.mean(axis=1)
+    assert means["IEMOCAP", "MMGCN"] == pytest.approx(63.14 - 61.65, abs=0.011)
+    assert means["CMU-MOSEI", "MM-DFN"] == pytest.approx(81.98 - 81.64, abs=0.011)
+
+
+def test_changes_that_share_a_prediction_go_together() -> None:
+    """By hand: heads that all say the same have one Delta, so correlations of 1 and coefficients of 2/3."""
+    world = data.load("conversations", lengths=[3, 5], sizes=[24, 4, 4])["train"]
+    torch.manual_seed(0)
+    method = BALM.for_data(world, MMGCNBackbone.for_data(world, width=4, hidden=4, layers=1), preset="+GRM")
+    found = live.together(method, world, [1, 8], 400, seed=0)
+    assert list(found.index) == ["1", "8"]
+    assert ((found["smallest"] <= found["mean correlation"]) & (found["mean correlation"] <= found["largest"])).all()
+    assert found["largest"].max() < 0.999
+    torch.nn.init.zeros_(method.rebalancing.heads.weight)
+    torch.nn.init.zeros_(method.rebalancing.heads.bias)
+    same = live.together(method, world, [8], 400, seed=0)
+    assert same.loc["8"].tolist() == pytest.approx([1, 1, 1, 0, 0], abs=1e-4)
+
+
+def test_predictions_hang_on_the_padding_of_padded_nets_alone() -> None:
+    setup = {"dataset": "conversations", "data_root": "", "seeds": [0], "epochs": 2, "lr": 0.01, "device": "cpu"}
+    more = {"rates": [0.5, 0.7, 0.3], "other_rates": [0.5, 0.3, 0.7], "backbone": "mmgcn"}
+    found = live.Live(SimpleNamespace(**setup, **more)).padding()
+    assert found.loc["packed", "predictions that change"] == 0
+    assert 0 < found.loc["padded", "predictions that change"] < 1
+    assert found["test"].between(0, 1).all()
 
 
 def every_config() -> list[tuple[str, dict]]:

@@ -170,8 +170,20 @@ def test_accuracy_where_a_condition_leaves_nothing_counts_the_rest(tmp_path: Pat
 
 
 def test_an_unknown_metric_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"metric: expected one of \['acc2_has0', .*'mae'\], got 'f2'"):
+    with pytest.raises(ValueError, match=r"metric: expected one of \['acc2_has0', .*'weighted_f1'\], got 'f2'"):
         Stored(tmp_path / "x.csv", {}, metric="f2")
+
+
+def test_the_weighted_f1_of_classes_is_that_of_the_library() -> None:
+    rng = np.random.default_rng(0)
+    target = rng.integers(0, 5, 300).astype(float)
+    said = np.where(rng.random(300) < 0.5, target, rng.integers(0, 6, 300))  # a class that never occurs
+    kind = SCORES["weighted_f1"]
+    parts = kind.parts(said, target)
+    assert kind.score(parts.sum(0)) == pytest.approx(metrics.weighted_f1(said.astype(int), target.astype(int)))
+    without = kind.score(parts.sum(0) - parts)  # one sample left out
+    keep = np.arange(300) != 7
+    assert without[7] == pytest.approx(metrics.weighted_f1(said[keep].astype(int), target[keep].astype(int)))
 
 
 @pytest.mark.parametrize("metric", ["acc7", "acc5", "acc2_has0", "acc2_non0", "f1_has0", "f1_non0", "mae", "corr"])

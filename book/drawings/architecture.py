@@ -69,12 +69,12 @@ CHAPTERS: dict[str, tuple[float, float, str]] = {
     "imbalance": (3.2, 6.2, "2 Imbalance"),
     "shapley-values": (3.2, 4.7, "3 Shapley\nvalues"),
     "distances": (3.2, 3.3, "4 Distances"),
-    "data-and-metrics": (3.2, 1.8, "5 Data and\nmetrics"),
+    "data-and-metrics": (3.2, 1.7, "5 Data and\nmetrics"),
     "balm": (6.4, 6.2, "9 BALM"),
     "mce": (6.4, 5.2, "6 MCE"),
     "dream": (6.4, 4.2, "7 DREAM"),
     "dear": (6.4, 3.3, "8 DEAR"),
-    "evidence": (9.6, 3.3, "evidence,\na page a paper"),
+    "evidence": (9.8, 3.0, "evidence,\na page a paper"),
 }
 BEFORE = {
     **dict.fromkeys(("imbalance", "shapley-values", "distances", "data-and-metrics"), ("missing-modalities",)),
@@ -176,11 +176,12 @@ def chapters() -> Figure:
     fig.set_figheight(3.6)
     for name, earlier in BEFORE.items():
         for one in earlier:
-            _arrow(ax, CHAPTERS[one][:2], CHAPTERS[name][:2])
+            (x, y), (to, level) = CHAPTERS[one][:2], CHAPTERS[name][:2]  # from the right side to the left one
+            _draw_arrow(ax, (x + WIDTH / 2, y), (to - WIDTH / 2, level))
     for x, y, text in CHAPTERS.values():
         edge = {0.0: figures.AMBER, 3.2: figures.AMBER, 6.4: figures.BLUE}.get(x, figures.GREEN)
         _box(ax, x, y, text, edge)
-    return _framed(fig, ax, (-1.4, 11.0), (1.4, 6.6))
+    return _framed(fig, ax, (-1.4, 11.2), (1.3, 6.6))
 
 
 def _box(ax: Axes, x: float, y: float, text: str, edge: str) -> None:
@@ -193,11 +194,14 @@ def _box(ax: Axes, x: float, y: float, text: str, edge: str) -> None:
 
 def _arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float]) -> None:
     """From border to border, on the line between the middles."""
-    from matplotlib.patches import FancyArrowPatch
-
     dx, dy = end[0] - start[0], end[1] - start[1]
     cut = min(WIDTH / 2 / abs(dx) if dx else 9.0, HEIGHT / 2 / abs(dy) if dy else 9.0)
-    a, b = (start[0] + cut * dx, start[1] + cut * dy), (end[0] - cut * dx, end[1] - cut * dy)
+    _draw_arrow(ax, (start[0] + cut * dx, start[1] + cut * dy), (end[0] - cut * dx, end[1] - cut * dy))
+
+
+def _draw_arrow(ax: Axes, a: tuple[float, float], b: tuple[float, float]) -> None:
+    from matplotlib.patches import FancyArrowPatch
+
     arrow: dict[str, Any] = {
         "arrowstyle": "-|>",
         "mutation_scale": 10,

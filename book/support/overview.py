@@ -60,21 +60,27 @@ def draw(path: Path) -> None:
         print(" Shapley values", {n: round(x, 3) for n, x in zip(names, shapley[method].tolist(), strict=True)})
 
     figures.use_style()
-    fig, axes = plt.subplots(1, 3, figsize=(11, 3.6), width_ratios=[1.05, 2.3, 1.35])
-    figures.presence_grid(present[:30], names, axes[0], title="What is missing", xlabel="", ylabel="training sample")
+    fig, places = plt.subplot_mosaic(
+        [["grid", "worth"], ["cost", "cost"]], figsize=(7.6, 6.6), width_ratios=[1.0, 1.25]
+    )
+    grid, worth, cost = places["grid"], places["worth"], places["cost"]
+    figures.presence_grid(present[:30], names, grid, title="What is missing", xlabel="", ylabel="training sample")
     gone = (~present).float().mean(0).tolist()
-    axes[0].set_xticks(range(3), [f"{n}\n{r:.0%}" for n, r in zip(names, gone, strict=True)], fontsize=8)
-    axes[0].set_xlabel("modality, share missing")
-    scores = {method: [values[k].item() for k in order] for method, values in accuracy.items()}
-    figures.bars(scores, groups, ax=axes[1], title="What it costs", ylabel="test accuracy", chance=0.1, labels=False)
-    axes[1].set_xlabel("modalities at test time (left, right, projection)")
+    grid.set_xticks(range(3), [f"{n}\n{r:.0%}" for n, r in zip(names, gone, strict=True)], fontsize=10)
+    grid.set_xlabel("modality, fraction missing")
     values = {method: phi.tolist() for method, phi in shapley.items()}
-    figures.bars(values, names, ax=axes[2], title="What each is worth", ylabel="Shapley value of the accuracy")
-    handles, labels = axes[1].get_legend_handles_labels()
-    for ax in axes:
+    figures.bars(values, names, ax=worth, title="What each is worth", ylabel="Shapley value of the accuracy")
+    worth.set_ylim(0, 1.15 * max(max(phi) for phi in values.values()))  # the numbers above the bars
+    scores = {method: [values[k].item() for k in order] for method, values in accuracy.items()}
+    figures.bars(scores, groups, ax=cost, title="What it costs", ylabel="test accuracy", chance=0.1, labels=False)
+    cost.set_xlabel("modalities at test time (left, right, projection)")
+    handles, labels = cost.get_legend_handles_labels()
+    for ax in (grid, worth, cost):
         if ax.get_legend():
             ax.get_legend().remove()
         ax.set_title(ax.get_title(loc="left"), loc="left", pad=6, y=None)
-    fig.legend(handles, labels, loc="outside upper right", ncols=3)
-    fig.savefig(path, dpi=150, metadata={"Software": None})
+        for text in (*ax.texts, *ax.get_xticklabels(), *ax.get_yticklabels()):
+            text.set_fontsize(max(text.get_fontsize(), 10))
+    fig.legend(handles, labels, loc="outside lower center", ncols=3)
+    fig.savefig(path, dpi=220, metadata={"Software": None})
     plt.close(fig)

@@ -128,6 +128,8 @@ WORDS: dict[str, tuple[Any, ...]] = {
     "joint_sum": ("literal",),
     "norm": ("layer", "after"),
     "stream_input": ("encoded",),
+    "hdcr": ("joint",),
+    "normed": ("all",),
     "query": ("audio",),
     "fusion": ("self",),
     "k_scale": ("logbias",),

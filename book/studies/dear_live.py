@@ -170,12 +170,15 @@ def descriptors(model: DEAR, split: MultimodalDataset, device: str) -> tuple[Ten
 
 
 def refit(model: DEAR, live: Live, rounds: int, rate: float = 3e-3) -> nn.Module:
-    """A copy of the difficulty estimator, fitted to e of the frozen network under fresh masks of training (Eq. 12)."""
+    """A copy of the difficulty estimator, fitted to e of the frozen network under fresh masks of training (Eq. 12).
+
+    A round is an epoch of the training that the page watches: the same samples, masks and batch size.
+    """
     head = copy.deepcopy(model.difficulty).cpu()
     optimizer = torch.optim.Adam(head.parameters(), rate)
     for k in range(rounds):
-        z, e = descriptors(model, live.masked(k), live.device)
-        for rows in torch.randperm(len(z), generator=torch.Generator().manual_seed(k)).split(50):
+        z, e = descriptors(model, live.masked(k + 1), live.device)
+        for rows in torch.randperm(len(z), generator=torch.Generator().manual_seed(k)).split(live.config.batch_size):
             wrong = nn.functional.softplus(head(z[rows])) - e[rows]
             optimizer.zero_grad()
             torch.where(e[rows].isfinite(), wrong, 0).square().mean().backward()

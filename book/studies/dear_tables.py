@@ -399,49 +399,6 @@ class Tables:
         keys = {m: [results.config_hash(c) for c in cs] for (m,), cs in study.table1_synthetic().items()}
         return {m: float(found[found["config_hash"].isin(k)]["seconds"].mean()) for m, k in keys.items()}
 
-    @property
-    def families(self) -> dict[str, pd.DataFrame]:
-        """What was claimed and judged, by the place in the paper."""
-        return {
-            "Tables 1, 2, 15-17: DEAR beats its rivals": self.table1,
-            "the same, each at its best learning rate": self.tuned,
-            "Tables 3, 10, 12: every part helps": self.ablations,
-            "Table 4: DEAR is best on subsets": self.subsets,
-            "Tables 9, 13, 14: DEAR beats its variants": self.variants,
-            "Tables 6, 7: the default settings are best": self.sensitivity,
-            "Figure 4: its sentences": self.figure4[self.figure4["group"] == "the paper's sentences"],
-            "Table 11: its claims": self.table11,
-            "the difficulty ranks the errors": self.ranking,
-            "refusing by what it says lowers the error": self.refusal.iloc[:3],
-        }
-
-    def opening(self) -> dict[str, str]:
-        """The verdict at the top of both pages."""
-        rival = self.row(self.table1, "joint training", "synthetic", "MAE")
-        rank = self.row(self.ranking, "language", "d and e, beta = .3")
-        seconds, variants = self.seconds(), self.variants
-        good = variants[(variants["verdict"] == "supported") & (variants["metric"] == "F1")]
-        without = lambda r: r["label"].replace("w/o", "without")
-        said = "; ".join(f"DEAR over itself {without(r)}, F1 {verdicts.sentence(r)}" for _, r in good.iterrows())
-        ratio = seconds["DEAR"] / seconds["joint training"]
-        return {
-            "supported": said or "no comparison, on our analogues",
-            "not supported": f"DEAR over its rivals: {verdicts.tally(self.table1)}. Over joint training on synthetic "
-            f"{verdicts.sentence(rival)}, on our analogue",
-            "its parts": f"each of them helps: {verdicts.tally(self.ablations)}",
-            "its reliability": f"the difficulty of language ranks the errors of the repair: {verdicts.sentence(rank)}; "
-            "fit it once more after training",
-            "cost": "not run" if np.isnan(ratio) else f"{ratio:.1f} times the seconds of joint training",
-            "use it when": "training data are complete, test data are not, and on your validation data it beats a "
-            "plain network under the same masks",
-        }
-
-    def board(self) -> pd.DataFrame:
-        """How often each verdict, by family."""
-        counts = {k: v["verdict"].value_counts() for k, v in self.families.items()}
-        table = pd.DataFrame(counts).T.reindex(columns=list(verdicts.WORDS)).fillna(0).astype(int)
-        return table.loc[list(counts)]
-
     def row(self, family: pd.DataFrame, label: str, group: str = "", metric: str = "") -> Any:
         """One comparison of a family."""
         kept = family["label"] == label

@@ -13,8 +13,9 @@ import torch
 
 from book import paper_tables
 from book.drawings import dear as drawings
-from book.studies import dear_checks, dear_live, dear_tables
-from book.studies.dear_tables import Tables, paper_gap
+from book.studies import dear_checks, dear_live, dear_main, dear_tables
+from book.studies.dear_main import Main
+from book.studies.dear_tables import paper_gap
 from book.support import verdicts
 from mmlib import DEAR
 
@@ -247,18 +248,24 @@ def test_the_papers_differences() -> None:
     assert paper_gap("joint training", "MAE") is None
 
 
+FAMILIES = ("table1", "tuned", "ablations", "subsets", "variants", "sensitivity", "figure4", "table11", "ranking")
+MAIN = ("headline", "parts", "choices", "reliability", "figure4")
+
+
 @pytest.mark.slow
 def test_families_of_the_stored_runs_are_judged() -> None:
-    told = Tables(RESULTS)
-    for words, family in told.families.items():
+    main = Main(RESULTS)
+    told = main.told
+    for words in FAMILIES:
+        family = getattr(told, words)
         assert len(family), words
         assert (family["verdict"] != "not run").all(), words
         few = family["seeds"] < verdicts.FEW
         assert (family["exploratory"] == few).all(), words
-    board = told.board()
-    assert board.to_numpy().sum() == sum(map(len, told.families.values()))
-    assert "opposite on" not in str(told.opening())
-    assert len(told.opening()) <= 6
+    assert (main.headline["verdict"] != "not run").all()
+    assert len(main.opening()) <= 6
+    assert main.claims().index.is_unique
+    assert set(main.cost()["updates"]) == {240}
     for name in ("rates", "gate", "calibration", "coverage"):
         figure = getattr(drawings, name)(told)
         assert all(ax.has_data() for ax in figure.axes), name
@@ -267,14 +274,45 @@ def test_families_of_the_stored_runs_are_judged() -> None:
 
 @pytest.mark.slow
 def test_without_results_everything_is_not_run(tmp_path: Path) -> None:
-    told = Tables(tmp_path)
-    for words, family in told.families.items():
-        assert (family["verdict"] == "not run").all(), words
-    assert "not run" in told.opening()["not supported"]
+    main = Main(tmp_path)
+    told = main.told
+    for tables, names in ((told, FAMILIES), (main, MAIN)):
+        for words in names:
+            family = getattr(tables, words)
+            assert set(family["verdict"]) <= {"not run"}, words
+    assert "not run" in main.opening()["DEAR over joint training"]
+    assert set(main.claims()["ours"]) == {"not run"}
+    assert main.agreement().empty
     assert told.leak().empty
     assert told.selection().empty
     for name in ("rates", "gate", "calibration", "coverage"):
         plt.close(getattr(drawings, name)(told))
+
+
+def test_ranks_over_all_rates_and_within_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two rates whose difficulties and errors both grow, in reversed order within each: pooled up, within down."""
+    d = np.array([[1.0, 2.0], [3.0, 4.0]])[None, ..., None].repeat(3, -1)  # [seeds, rates, n, M]
+    e = np.array([[2.0, 1.0], [4.0, 3.0]])[None, ..., None].repeat(3, -1)
+    main = Main(RESULTS)
+    monkeypatch.setattr(main, "stories", {"one": Tale({"d": d, "e": e}.__getitem__)}, raising=False)
+    np.testing.assert_allclose(main.ranks("one", within=False), [[0.6] * 3])
+    np.testing.assert_allclose(main.ranks("one", within=True), [[-1.0] * 3])
+
+
+class Tale:
+    """One seed of what a network said."""
+
+    def __init__(self, arrays: Any):
+        self.arrays = arrays
+
+    def __len__(self) -> int:
+        return 1
+
+
+def test_noise_for_text_changes_nothing_where_there_is_one_key() -> None:
+    found = dear_main.noise_for_text([1, 3])["largest change"]
+    assert found["1"] == 0
+    assert found["3"] > 0.01
 
 
 def test_slopes_over_seeds() -> None:

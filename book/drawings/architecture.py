@@ -24,7 +24,7 @@ PLACES: dict[str, tuple[float, float]] = {  # an import goes to a lower box, or 
     "backbones": (1.9, 5.4),
     "coalitions": (1.5, 4.1),
     "gradients": (4.1, 4.1),
-    "losses": (6.4, 5.3),
+    "losses": (6.9, 5.4),
     "layers": (3.0, 2.7),
     "batch": (3.0, 1.4),
     "missing": (8.9, 3.4),

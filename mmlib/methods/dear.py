@@ -86,7 +86,7 @@ class Projection(nn.Module):
 
     def __init__(self, source: int, width: int, norm: bool = True):
         super().__init__()
-        self.norm = nn.LayerNorm(source) if Whole(1)("source", source) > 1 and norm else nn.Identity()
+        self.norm = nn.LayerNorm(source) if Whole(1)("source", source) > 1 and Flag()("norm", norm) else nn.Identity()
         self.project = nn.Linear(source, Whole(1)("width", width))
 
     def forward(self, x: Tensor, valid: Tensor) -> Tensor:

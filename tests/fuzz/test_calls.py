@@ -612,7 +612,8 @@ for name in ("valuate", "resample"):
 case("dear.weight_entropy", dear.weight_entropy, lambda: dict(w=torch.rand(4, 3)), w=P)
 case("layers.TransformerLayer", layers.TransformerLayer, lambda: dict(width=4, heads=2, head_width=4, dropout=0.1),
      width=POSITIVE, heads=POSITIVE, head_width=POSITIVE, dropout=SHARE)
-case("dear.Projection", dear.Projection, lambda: dict(source=3, width=4), source=POSITIVE, width=POSITIVE)
+case("dear.Projection", dear.Projection, lambda: dict(source=3, width=4, norm=True),
+     source=POSITIVE, width=POSITIVE, norm=flag)
 case("dear.Reconstruction", dear.Reconstruction, lambda: dict(config=DEAR(), frames=4, layers=1), config=thing,
      frames=POSITIVE, layers=FIVE)
 case("dear.SynergisticAttention", dear.SynergisticAttention,
@@ -620,8 +621,8 @@ case("dear.SynergisticAttention", dear.SynergisticAttention,
      modalities=lambda good: [None, "x", 3, (), (1, 2), ("vision",)], width=POSITIVE)
 case("dear.DEAR", dear.DEAR, lambda: dict(text_encoder=None, preset="paper", feature_shapes=SHAPES, width=8, heads=2),
      text_encoder=lambda good: ["x", 3, net()], preset=choice, feature_shapes=by_name, width=POSITIVE, heads=POSITIVE)
-case("dear.SummaryTokens", other_dear.SummaryTokens, lambda: dict(config=DEAR(), frames=4, source=3),
-     config=thing, frames=POSITIVE, source=POSITIVE)
+case("dear.SummaryTokens", other_dear.SummaryTokens, lambda: dict(config=DEAR(), frames=4, source=3, norm=True),
+     config=thing, frames=POSITIVE, source=POSITIVE, norm=flag)
 case("dear.RawReconstruction", other_dear.RawReconstruction,
      lambda: dict(config=DEAR(), frames=4, layers=1, out=3), config=thing, frames=POSITIVE, layers=FIVE, out=POSITIVE)
 case("dear.SelfAttention", other_dear.SelfAttention, lambda: dict(config=DEAR()), config=thing)

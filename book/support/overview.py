@@ -76,8 +76,8 @@ def draw(path: Path) -> None:
     cost.set_xlabel("modalities at test time (left, right, projection)")
     handles, labels = cost.get_legend_handles_labels()
     for ax in (grid, worth, cost):
-        if ax.get_legend():
-            ax.get_legend().remove()
+        if (legend := ax.get_legend()) is not None:
+            legend.remove()
         ax.set_title(ax.get_title(loc="left"), loc="left", pad=6, y=None)
         for text in (*ax.texts, *ax.get_xticklabels(), *ax.get_yticklabels()):
             text.set_fontsize(max(text.get_fontsize(), 10))

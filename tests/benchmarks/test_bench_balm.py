@@ -61,9 +61,9 @@ def make(net: str, device: str) -> tuple[nn.Module, MultimodalBatch]:
     return backbone.to(device), batch.to(device)
 
 
-def step(method: nn.Module, batch: MultimodalBatch) -> Callable[[], None]:
+def step(method: nn.Module, batch: MultimodalBatch, fused: bool | None = None) -> Callable[[], None]:
     method.train()
-    optimizer = torch.optim.Adam(method.parameters(), 1e-3)
+    optimizer = torch.optim.Adam(method.parameters(), 1e-3, fused=fused)
     rebalance = getattr(method, "rebalance", lambda: None)
 
     def one() -> None:
@@ -92,6 +92,23 @@ def test_step_over_the_plain_step(benchmark, best, net, device):
     parts = {name: value / base for name, value in zip(names, times, strict=True)}
     benchmark.extra_info.update({name: round(value, 2) for name, value in parts.items()})
     print(f"\n{net} on {device}: " + ", ".join(f"{name} {value:.2f}" for name, value in parts.items()))
+
+
+@pytest.mark.benchmark(group="BALM step over the plain step")
+def test_gates_and_the_optimizer_in_a_batch_of_four(benchmark, best):
+    """FCM has three times the parameters of the network: what it adds in small batches is their optimizer's."""
+    shapes, batch = NETS["mmgcn-4"][0], make("mmgcn-4", "cpu")[1]
+    methods = [(kind, fused) for fused in (None, True) for kind in ("plain", "+FCM")]
+    steps = []
+    for kind, fused in methods:
+        backbone = make("mmgcn-4", "cpu")[0]
+        method = JointTraining(backbone) if kind == "plain" else BALM(backbone, shapes, preset="+FCM")
+        steps.append(step(method, batch, fused))
+    benchmark(steps[1])
+    plain, gates, plain_fused, gates_fused = best(*steps, repeats=30)
+    found = {"calibration_over_plain": gates / plain, "with_fused_adam": gates_fused / plain_fused}
+    benchmark.extra_info.update({name: round(value, 2) for name, value in found.items()})
+    print("\n" + ", ".join(f"{name} {value:.2f}" for name, value in found.items()))
 
 
 @pytest.mark.benchmark(group="BALM step over the plain step")

@@ -104,6 +104,12 @@ def test_the_papers_gains_are_those_of_its_main_tables() -> None:
     assert means["CMU-MOSEI", "MM-DFN"] == pytest.approx(81.98 - 81.64, abs=0.011)
 
 
+def test_how_much_validation_still_rises_by_hand() -> None:
+    curves = np.array([[9.0] + 5 * [0.1] + 5 * [0.2], [9.0] + 5 * [0.3] + 5 * [0.6]])
+    stored = {"ladder_conversations": SimpleNamespace(curves=lambda label: {"curve of validation": curves})}
+    assert claims.rise(stored, "any") == pytest.approx(0.2)  # .4 after .2
+
+
 def test_changes_that_share_a_prediction_go_together() -> None:
     """By hand: heads that all say the same have one Delta, so correlations of 1 and coefficients of 2/3."""
     world = data.load("conversations", lengths=[3, 5], sizes=[24, 4, 4])["train"]

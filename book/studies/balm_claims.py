@@ -326,8 +326,8 @@ def verdict(judged: dict[str, pd.DataFrame], stored: Tables) -> dict[str, str]:
         "MMGCN with BALM": f"on our analogue at the paper's width, weighted F1, Config B: "
         f"{verdicts.sentence(wide.loc['BALM'])}; as released {verdicts.sentence(wide.loc['BALM as released'])}. In the "
         f"last {LATE} of {study.WIDE_TRAIN['epochs']} epochs validation changed by {100 * rise(stored, 'BALM'):+.1f} "
-        f"points with BALM, {100 * rise(stored, 'plain'):+.1f} without. At width 32, mean of six settings: {narrow}. The "
-        "claim is that BALM is better",
+        f"points with BALM, {100 * rise(stored, 'plain'):+.1f} without. At width 32, mean of six settings: {narrow}. "
+        "The claim is that BALM is better",
         "the paper's gains": f"{print_low:+.1f} to {print_high:+.1f} points of accuracy by network, mean of six "
         f"settings (second-hand). Ours with MMGCN do not find one below {see[0]} (the ladder) or {see[1]} points "
         "(means of settings) four times in five: no improvement shown here does not say that there is none",

@@ -225,6 +225,7 @@ def inexact_digits() -> Cells:
 
 TUNING_SEEDS = (100, 101)  # the grids' own: all of a grid, then its finalists; no table is made of them
 FINALISTS = 2  # of each method
+ANY_SUBSET: Config = {"kind": "bernoulli", "rates": 0.5}  # every non-empty subset equally often: what a table reports
 DROPOUTS = (0.0, 0.3, 0.5)
 AS_TRAINED: Config = {"as in training": SOME_MISSING}
 OWN_NET: Config = {"enhance": "none", "masked_fusion": False}  # DREAM's network with the task loss alone
@@ -275,12 +276,17 @@ def _grid(source: str, folder: Path = RESULTS) -> Cells:
     first, second = TUNING_SEEDS
     cells: Cells = {label: [make(first)] for label, make in grid(source).items()}
     for label in _finalists(source, cells, folder):
-        cells[label] = [*cells[label], grid(source)[label](second)]
+        cells[label] = [*cells[label], _final(source, label, second)]
     return cells
 
 
+def _final(source: str, label: tuple[str, ...], seed: int) -> Config:
+    """A run whose epoch, and which among finalists, is chosen by the mean over subsets."""
+    return {**grid(source)[label](seed), "valid_plan": ANY_SUBSET}
+
+
 def _finalists(source: str, cells: Cells, folder: Path) -> list[tuple[str, ...]]:
-    """Each method's best few by the first seed; none while the grid is not run."""
+    """Each method's best few by the first seed, on a validation split with gaps as in training; none before it ran."""
     table = Stored(path(f"grid_{source}", folder), cells, command(f"grid_{source}"))
     left = [label for label in cells if table.scores(label, "valid")]
     found: list[tuple[str, ...]] = []
@@ -293,9 +299,8 @@ def _finalists(source: str, cells: Cells, folder: Path) -> list[tuple[str, ...]]
 
 
 def chosen(source: str, folder: Path = RESULTS) -> dict[str, tuple[str, ...]]:
-    """Each method's best finalist, by the validation split with gaps as in training, mean of two seeds."""
-    cells = _grid(source, folder)
-    last = {label: configs for label, configs in cells.items() if len(configs) == len(TUNING_SEEDS)}
+    """Each method's best finalist, by the second seed on a validation split with all subsets in it."""
+    last = {label: runs[1:] for label, runs in _grid(source, folder).items() if len(runs) == len(TUNING_SEEDS)}
     table = Stored(path(f"grid_{source}", folder), last, command(f"grid_{source}"))
     names = dict.fromkeys(name for name, _ in last)
     return {name: table.best(label for label in last if label[0] == name) for name in names}
@@ -308,8 +313,7 @@ def grid_digits() -> Cells:
 
 def tuned_digits() -> Cells:
     """Fair trials on digits, each method at its best of the grid: (method,)."""
-    tried = grid("digits")
-    return {(name,): [tried[label](seed) for seed in SEEDS] for name, label in chosen("digits").items()}
+    return {(name,): [_final("digits", label, seed) for seed in SEEDS] for name, label in chosen("digits").items()}
 
 
 def fixed_digits() -> Cells:
@@ -327,8 +331,7 @@ def fixed_digits() -> Cells:
 
 def _elsewhere(source: str) -> Cells:
     """The recipes that digits chose, on other data: (method,)."""
-    found = {name: grid(source)[label] for name, label in chosen("digits").items()}
-    return {(name,): [make(seed) for seed in SEEDS] for name, make in found.items()}
+    return {(name,): [_final(source, label, seed) for seed in SEEDS] for name, label in chosen("digits").items()}
 
 
 def recipe_synthetic() -> Cells:
@@ -345,10 +348,10 @@ def readings_digits() -> Cells:
     """DREAM at its best recipe on digits, and other readings of it: (reading,)."""
     if "DREAM" not in (best := chosen("digits")):
         return {}
-    make = grid("digits")[best["DREAM"]]
+    tuned = [_final("digits", best["DREAM"], seed) for seed in SEEDS]
     changes: dict[str, Config] = {"as tuned": {}, "keys of what contributes": {"keys": "available"}}
     return {
-        (what,): [{**config, "method_options": {**config["method_options"], **change}} for config in map(make, SEEDS)]
+        (what,): [{**config, "method_options": {**config["method_options"], **change}} for config in tuned]
         for what, change in changes.items()
     }
 

@@ -302,8 +302,10 @@ def chosen(source: str, folder: Path = RESULTS) -> dict[str, tuple[str, ...]]:
     """Each method's best finalist, by the second seed on a validation split with all subsets in it."""
     last = {label: runs[1:] for label, runs in _grid(source, folder).items() if len(runs) == len(TUNING_SEEDS)}
     table = Stored(path(f"grid_{source}", folder), last, command(f"grid_{source}"))
-    names = dict.fromkeys(name for name, _ in last)
-    return {name: table.best(label for label in last if label[0] == name) for name in names}
+    mine = {name: [label for label in last if label[0] == name] for name, _ in last}
+    return {
+        name: table.best(some) for name, some in mine.items() if all(table.scores(label, "valid") for label in some)
+    }
 
 
 def grid_digits() -> Cells:

@@ -236,16 +236,16 @@ def constant(table: Stored) -> pd.Series:
     return pd.Series(found)
 
 
-def table1(table: Stored, paper: str = "") -> list[Comparison]:
+def table1(table: Stored, paper: str = "", with_language: bool = False) -> list[Comparison]:
     """DREAM against each other method in each column; ``paper`` names the group whose differences stand beside ours.
 
-    On CMU-MOSI only the columns with language: in the others a constant scores as well as any method.
+    with_language : only the columns with language; on CMU-MOSI a constant scores as well as any method in the others
     """
     printed = paper_table1(paper) if paper else None
     pairs = []
     for other in OTHERS:
         for column, tests in conditions().items():
-            if paper == "MOSI" and "l" not in column:
+            if with_language and "l" not in column:
                 continue
             beside = None
             if printed is not None and other in IN_THE_PAPER:

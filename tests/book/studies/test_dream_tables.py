@@ -27,7 +27,8 @@ def test_the_columns_are_those_of_the_paper() -> None:
 
 
 def test_the_papers_differences_stand_beside_ours(stored) -> None:
-    pairs = dream_tables.table1(stored["table1_mosi"], "MOSI")
+    assert len(dream_tables.table1(stored["table1_synthetic"])) == 24
+    pairs = dream_tables.table1(stored["table1_mosi"], "MOSI", with_language=True)
     assert len(pairs) == 12, "three methods in four columns: without language a constant does as well"
     beside = {(p.group, p.label): p.paper for p in pairs}
     assert beside["above CubeMLP", "l"] == pytest.approx(80.22 - 70.87)
@@ -89,3 +90,27 @@ def test_the_plots_name_their_lines(stored) -> None:
         {"one": means.map(lambda c: c.mean), "two": means.map(lambda c: float("nan"))}, study.FRAME_RATES
     )
     assert {"CubeMLP", "DREAM", "not run"} == {t.get_text() for ax in figure.axes for t in ax.texts}
+
+
+def test_a_constant_has_the_better_sign_of_each_column(stored, monkeypatch) -> None:
+    target = np.array([1.0, 2, -1, -2, -3, 0])
+    kept = {
+        name: np.zeros(6) for tests in dream_tables.conditions().values() for name in [tests] if isinstance(name, str)
+    }
+    kept["vision"] = np.array([0.0, 0, np.nan, np.nan, np.nan, 0])  # without the negative ones: all positive
+    monkeypatch.setattr(dream_tables.results, "predictions", lambda path, key: {**kept, "target": target})
+    found = dream_tables.constant(stored["table1_mosi"])
+    three_of_five = 3 / 5 * 2 * 3 / (2 * 3 + 2)  # recall 1, precision 3/5, and no F1 for the other class
+    assert found["l"] == pytest.approx(three_of_five)
+    assert found["v"] == pytest.approx(1)
+    assert found["Avg"] == pytest.approx((5 * three_of_five + 1) / 6)
+
+
+def test_floors_and_both_recipes_stand_in_one_table(stored) -> None:
+    frame = dream_tables.fair_frame(stored)
+    assert list(frame.index[:2]) == ["a constant (floor)", "a linear probe (floor)"]
+    assert len(frame) == 2 + 2 * len(dream_tables.TRIED)
+    assert frame.at["DREAM, fixed", "mean of six"].n >= 3
+    assert frame.at["a constant (floor)", "left"].mean < frame.at["a linear probe (floor)", "left"].mean
+    grid = dream_tables.grid_frame(stored)
+    assert set(grid["method"]) == set(dream_tables.TRIED)

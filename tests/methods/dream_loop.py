@@ -21,7 +21,6 @@ LEFT_OPEN = {
     "tie_enhance": True,
     "enhance_order": "parallel",
     "concat": "time",
-    "input": "linear",
     "keys": "all",
     "affine": False,
     "mask_mode": "mul",
@@ -196,13 +195,6 @@ class Reference:
             total = total + self.attend(f"{key}.{t}.partial.{m}", x[t], [x[t], x[m]], [valid[t], valid[m]])
         return self.norm(total, f"{key}.{t}.norm" if self.c.affine else None)
 
-    def projected(self, m, frames):
-        W = self.p[f"project.{m}.weight"]  # [d, D, 1], or with three frames [d, D, 3]
-        if W.shape[2] == 1:
-            return frames @ W[:, :, 0].T
-        padded = np.pad(frames, ((1, 1), (0, 0)))
-        return np.stack([sum(W[:, :, j] @ padded[t + j] for j in range(3)) for t in range(len(frames))])
-
     def enhanced(self, x, valid, pss):
         c = self.c
         for r in range(c.repeats if c.enhance != "none" else 0):
@@ -228,7 +220,7 @@ class Reference:
             for m in self.names:
                 valid[m] = self.valid[m][i] if self.valid[m][i].any() else np.ones_like(self.valid[m][i])
                 kept = self.x[m][i] * self.valid[m][i][:, None]
-                x[m] = self.projected(m, kept) + self.p["position"][: len(kept)]
+                x[m] = kept @ self.p[f"project.{m}.weight"][:, :, 0].T + self.p["position"][: len(kept)]
             x = self.enhanced(x, valid, pss)
             h = [self.block("fusion", m, x, valid)[valid[m]].mean(0) for m in self.names]
             w = np.concatenate(h) @ self.p["weigh.0.weight"].T + self.p["weigh.0.bias"]

@@ -43,8 +43,8 @@ class OtherDREAMConfig(DREAMConfig):
     permutations: int | None = option(None, Maybe(Whole(1)))
 
     # 3.4
-    # what becomes d wide: the frames ("linear"), three of them at once ("conv"), or the evaluator's "encodings" of them
-    input: str = option("linear", OneOf("linear", "conv", "encodings"))
+    # what becomes d wide: the frames ("linear"), or the evaluator's "encodings" of them
+    input: str = option("linear", OneOf("linear", "encodings"))
     # Z: of "all" modalities, or of the target and the "available" others, whose PSS is above 0
     keys: str = option("all", OneOf("all", "available"))
     enhance: str = option("zero_pss", OneOf("zero_pss", "all", "none"))
@@ -180,19 +180,15 @@ class OtherDREAM(
             self.register_buffer("majority", torch.full((answers,), -100))
 
     def _projections(self, widths: dict[str, int]) -> nn.ModuleDict:
-        d, how = self.config.width, self.config.input
-        if how == "linear":
+        net: Any = self.evaluator
+        if self.config.input == "linear":
             return super()._projections(widths)
-        if how == "encodings":
-            net: Any = self.evaluator
-            if not hasattr(net, "encode_frames"):
-                raise ValueError(
-                    f"input: 'encodings' expects an evaluator that encodes frames, such as Table3Evaluator, got "
-                    f"{type(net).__name__}"
-                )
-            widths = dict.fromkeys(widths, net.width)
-        span = 3 if how == "conv" else 1
-        return nn.ModuleDict({m: nn.Conv1d(k, d, span, padding=span // 2, bias=False) for m, k in widths.items()})
+        if not hasattr(net, "encode_frames"):
+            raise ValueError(
+                f"input: 'encodings' expects an evaluator that encodes frames, such as Table3Evaluator, got "
+                f"{type(net).__name__}"
+            )
+        return super()._projections(dict.fromkeys(widths, net.width))
 
     # 3.3
 

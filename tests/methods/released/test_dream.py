@@ -35,7 +35,6 @@ OPTIONS = [
     {"pas_target": "clipped"},
     {"distill_on": "masked"},
     {"mask_mode": "add_log", "masked_fusion": False},
-    {"input": "conv"},
     {"keys": "available"},
     {"keys": "available", "enhance_order": "sequential"},
 ]

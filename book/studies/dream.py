@@ -314,8 +314,12 @@ def grid_digits() -> Cells:
 
 
 def tuned_digits() -> Cells:
-    """Fair trials on digits, each method at its best of the grid: (method,)."""
-    return {(name,): [_final("digits", label, seed) for seed in SEEDS] for name, label in chosen("digits").items()}
+    """Each method at its best of the grid on digits, and the evaluator with twice the updates: (method,)."""
+    cells = {(name,): [_final("digits", label, seed) for seed in SEEDS] for name, label in chosen("digits").items()}
+    longer = [
+        {**c, "train": {**c["train"], "epochs": 4 * EPOCHS["digits"]}} for c in cells.get(("evaluator alone",), [])
+    ]
+    return {**cells, ("evaluator, twice as long",): longer} if longer else cells
 
 
 def fixed_digits() -> Cells:

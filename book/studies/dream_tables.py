@@ -591,9 +591,9 @@ def opening(tables: Mapping[str, Stored], folder: Path) -> dict[str, str]:
     lines = {
         "supported": _named(judged, "supported"),
         "opposite on our analogue": _named(judged, "opposite"),
-        "each at its best, digits": f"DREAM minus its evaluator {verdicts.sentence(judged.iloc[0])}; minus its own net "
-        f"without enhancement, mask and distillation {verdicts.sentence(judged.iloc[2])}",
-        "equivalent or undecided": f"{len(open_)} of {len(judged)} headline comparisons",
+        "equivalent or undecided": f"{len(open_)} of {len(judged)} headline comparisons; each at its best on digits, "
+        f"DREAM minus its evaluator {verdicts.sentence(judged.iloc[0])}, minus its own net without enhancement, mask "
+        f"and distillation {verdicts.sentence(judged.iloc[2])}",
     }
     detection = Detection(folder)
     found = {r: detection.facts(("digits", "table3"), r) for r in (study.DETECTION_RATES[0], study.DETECTION_RATES[2])}

@@ -230,7 +230,7 @@ DROPOUTS = (0.0, 0.3, 0.5)
 AS_TRAINED: Config = {"as in training": SOME_MISSING}
 OWN_NET: Config = {"enhance": "none", "masked_fusion": False}  # DREAM's network with the task loss alone
 # DREAM and its network have as many epochs as the evaluator that they are made with; the evaluator alone has both
-EPOCHS = {"digits": 36, "synthetic": 12}
+EPOCHS = {"digits": 36}
 
 
 def _tuned(source: str, method: str, options: Config, seed: int, train: Config) -> Config:
@@ -333,11 +333,6 @@ def fixed_digits() -> Cells:
         (name,): [_config("digits", method, seed, options, train=ON_DIGITS) for seed in SEEDS]
         for name, (method, options) in given.items()
     }
-
-
-def recipe_synthetic() -> Cells:
-    """The recipes that digits chose, on synthetic: (method,)."""
-    return {(name,): [_final("synthetic", label, seed) for seed in SEEDS] for name, label in chosen("digits").items()}
 
 
 def readings_digits() -> Cells:
@@ -677,7 +672,6 @@ TABLES: dict[str, Callable[[], Cells]] = {
     "tuned_digits": tuned_digits,
     "fixed_digits": fixed_digits,
     "readings_digits": readings_digits,
-    "recipe_synthetic": recipe_synthetic,
     "fig3_synthetic": fig3_synthetic,
     "mixed_synthetic": mixed_synthetic,
 }
@@ -691,7 +685,6 @@ FILES = {  # tables that share runs
     "longer_mosi": "table1_mosi",
     "fixed_digits": "longer",
     "readings_digits": "tuned_digits",
-    "recipe_synthetic": "table1_synthetic",
 }
 SWEEP = Sweep("dream", TABLES, score, RUNNERS, FILES)
 path, command, main = SWEEP.path, SWEEP.command, SWEEP.main

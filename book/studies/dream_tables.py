@@ -33,8 +33,6 @@ __all__ = [
     "constant",
     "cost",
     "cost_facts",
-    "elsewhere",
-    "elsewhere_frame",
     "fair",
     "fair_frame",
     "frames",
@@ -66,7 +64,6 @@ SCORES = {  # what a table is scored by, where it is not the accuracy
     "interpretations_synthetic": "f1_non0",
     "longer_synthetic": "f1_non0",
     "longer_mosi": "f1_non0",
-    "recipe_synthetic": "f1_non0",
 }
 NAMES = {"synthetic": "synthetic", "mosi": "MOSI (public features)", "digits": "digits", "avmnist": "AV-MNIST"}
 PAPER_COLUMNS = ["l", "a", "v", "l+a", "l+v", "a+v", "Avg", "l+a+v"]
@@ -163,22 +160,6 @@ def _pair(table: Stored, label: str, other: str, on: Any, **options: Any) -> Com
     if {("DREAM",), (other,)} - table.cells.keys():
         return verdicts.compare(label, None, None, **options)
     return table.pair(label, ("DREAM",), (other,), on, **options)
-
-
-def elsewhere(tables: Mapping[str, Stored]) -> list[Comparison]:
-    """The recipes that digits chose, on synthetic."""
-    table, group = tables["recipe_synthetic"], NAMES["synthetic"]
-    return [
-        _pair(table, f"{label}, {column}", other, on, group=group)
-        for column, on in (("Avg.", conditions()["Avg"]), (AS_TRAINED, AS_TRAINED))
-        for other, label in RIVALS.items()
-    ]
-
-
-def elsewhere_frame(table: Stored) -> pd.DataFrame:
-    """The recipes of digits on other data: methods down, subsets across."""
-    columns = {**conditions(), AS_TRAINED: AS_TRAINED}
-    return pd.DataFrame({c: {m: table.mean((m,), t) for (m,) in table.cells} for c, t in columns.items()})
 
 
 def before_and_now(tables: Mapping[str, Stored]) -> pd.DataFrame:

@@ -17,7 +17,7 @@ from mmlib.methods import DREAM
 from mmlib.missing import MissingPlan
 
 TRAINED = [name for name in study.TABLES if name not in study.RUNNERS]
-FAIR = ("grid_digits", "tuned_digits", "recipe_synthetic", "readings_digits")
+FAIR = ("grid_digits", "tuned_digits", "readings_digits")
 
 
 @pytest.mark.parametrize("table", study.TABLES)

@@ -57,17 +57,50 @@ def test_the_mean_over_settings_is_a_comparison_of_means() -> None:
 def test_every_comparison_of_the_evidence_was_run() -> None:
     tables = mce_claims.stored(RESULTS)
     families = [mce_claims.figure7(tables["fig7"]), mce_claims.presets(tables["interpretations"])]
+    families += [mce_claims.presets(tables["releases"]), mce_claims.figure7_power(tables["fig7_power"])]
     families += [mce_claims.table2(tables, name) for name in ("digits", "avmnist")]
     families += [mce_claims.table5(tables[f"table5_{name}"]) for name in ("digits", "mfeat")]
-    assert [len(f) for f in families] == [40, 15, 13, 6, 24, 24]
+    assert [len(f) for f in families] == [40, 15, 4, 7, 13, 6, 24, 24]
     assert all(pair.ours is not None for family in families for pair in family)
     whole = mce_claims.claims_as_a_whole(tables)
     assert len(whole) == 16
-    lines = mce_claims.opening(tables, 1.14)
+    lines = mce_claims.opening(tables, {"IEMOCAP": (1.14, 1.29)})
     assert len(lines) <= 6
     assert "not run" not in "".join(lines.values())
     elsewhere = mce_claims.stored(RESULTS / "nowhere")
     assert set(mce_claims.claims_as_a_whole(elsewhere)["verdict"]) == {"not run"}
+
+
+def test_samples_of_one_recording_are_one_cluster(tmp_path, monkeypatch) -> None:
+    """Two classes of 91 and 47 images on 45 recordings each: sums by recording, whose mean is the accuracy."""
+    target = np.repeat([0, 1], [91, 47])
+    said = target.copy()
+    said[[0, 45, 90, 91]] = 7  # image 0, 45 and 90 of class 0 share its first sound; image 0 of class 1
+    table = SimpleNamespace(
+        seeds={("MCE",): [3]},
+        keys={("MCE",): ["k"]},
+        path=tmp_path,
+        right=lambda key, condition: (said == target) * 1.0,
+    )
+    monkeypatch.setattr(mce_claims.results, "predictions", lambda path, key: {"target": target})
+    found = mce_claims._by_recording(table, "MCE", "image")[3]
+    assert len(found) == 90
+    assert found.mean() == pytest.approx(134 / 138)
+    scale = 90 / 138
+    assert found[0] == 0
+    assert found[1] == pytest.approx(2 * scale)
+    assert found[45] == pytest.approx(1 * scale)  # class 1: its first two sounds have two images, one wrong here
+    assert found[46] == pytest.approx(2 * scale)
+
+
+def test_an_evaluation_that_ignores_its_mask_scores_everything() -> None:
+    problem = _problem()
+    model = problem.mce(**mce_live.TASK_ALONE)
+    table = mce_live.mask_ignored(problem, model)
+    assert table["mask ignored"].nunique() == 1
+    batch = problem.test.drop(present=["left"])
+    honest = (model.evaluator.eval()(batch).argmax(-1) == batch.target).float().mean().item()
+    assert table.loc["left", "the others dropped"] == pytest.approx(honest)
 
 
 def test_the_rows_of_table_2_switch_parts_on() -> None:
@@ -123,7 +156,9 @@ def test_operations_of_a_step_grow_with_the_subsets() -> None:
     table = mce_live.growth(3, few=2)
     assert table["subsets"].tolist() == [3, 7]
     assert table["all, LSTMs"].is_monotonic_increasing
-    assert 1 < mce_live.step_ratio(4) < 1.5
+    ratios = mce_live.step_ratios(4)
+    assert 1 < ratios["IEMOCAP"][0] < ratios["IEMOCAP"][1] < 1.5
+    assert 1 < ratios["AV-MNIST"][0] < 2 < ratios["AV-MNIST"][1]
     assert set(mce_live.cost(4, 1)["step"]) == set(mce_live.STEPS)
 
 

@@ -349,7 +349,7 @@ def prediction_value(logits: Tensor, target: Tensor, kind: str | None = None, to
                 f"value: 'tolerance' expects float scores [B] and logits [B, 1], got {target.dtype} "
                 f"{tuple(target.shape)} and {tuple(logits.shape)}"
             )
-        return ((logits[..., 0] - target).abs() <= tolerance).to(logits.dtype)
+        return _right(logits, target, tolerance)
     if kind not in ("accuracy", "dice", "iou"):
         raise ValueError(f"kind, value: expected 'accuracy', 'tolerance', 'dice' or 'iou', got {kind!r}")
     if target.dtype == torch.bool:
@@ -358,26 +358,39 @@ def prediction_value(logits: Tensor, target: Tensor, kind: str | None = None, to
                 f"value: bool labels expect 'accuracy' and logits [B, K] like them, got {kind!r}, "
                 f"{tuple(logits.shape)} and {tuple(target.shape)}"
             )
-        return ((logits > 0) == target).to(logits.dtype).mean(-1)
+        return _right(logits, target)
     if (logits.shape[:1] + logits.shape[2:]) != target.shape or (target.is_floating_point() and kind == "accuracy"):
         raise ValueError(
             f"value: {kind!r} expects classes {(*target.shape[:1], *logits.shape[2:])} for logits "
             f"{tuple(logits.shape)}, got {target.dtype} {tuple(target.shape)}"
         )
-    binary = logits.shape[1] == 1
-    found = (logits[:, 0] > 0).long() if binary else logits.argmax(1)
+    logits = logits.movedim(1, -1)
     if kind == "accuracy":
-        return (found == target).to(logits.dtype).reshape(len(logits), -1).mean(-1)
+        return _right(logits, target).reshape(len(logits), -1).mean(-1)
     if target.ndim < 2:
         raise ValueError(f"value: {kind!r} expects a segmentation target [B, ...], got {tuple(target.shape)}")
-    classes = torch.arange(1, 2 if binary else logits.shape[1], device=logits.device)[:, None]
-    ours = found.flatten(1)[:, None] == classes  # [B, K - 1, places]
+    classes = torch.arange(1, max(logits.shape[-1], 2), device=logits.device)[:, None]
+    ours = _class(logits).flatten(1)[:, None] == classes  # [B, K - 1, places]
     true = target.flatten(1)[:, None] == classes
     both, either = (ours & true).sum(-1), (ours | true).sum(-1)
     score = both / either.clamp_min(1)
     if kind == "dice":
         score = 2 * both / (both + either).clamp_min(1)
     return torch.where(either == 0, 1, score).mean(-1).to(logits.dtype)
+
+
+def _class(logits: Tensor) -> Tensor:
+    """The class said, int64 [...] of [..., K]; of one logit, 1 where it is above 0."""
+    return (logits[..., 0] > 0).long() if logits.shape[-1] == 1 else logits.argmax(-1)
+
+
+def _right(logits: Tensor, target: Tensor, tolerance: float = 0.5) -> Tensor:
+    """1 where a prediction [..., K] has the class or is near the score; of labels the fraction that is right."""
+    if target.dtype == torch.bool:
+        return ((logits > 0) == target).to(logits.dtype).mean(-1)
+    if target.is_floating_point():
+        return ((logits[..., 0] - target).abs() <= tolerance).to(logits.dtype)
+    return (_class(logits) == target).to(logits.dtype)
 
 
 def _kind_for(target: Tensor) -> str:
@@ -396,8 +409,8 @@ def accuracy_values(
 ) -> Tensor:
     """The 0/1 value of each coalition, MCE Eq. 4: logits [S, *N, K] and target [*N] -> [*N, S].
 
-    1 where the class is right, or for float targets where the error is at most ``tolerance``. For a bool target
-    [*N, K] the fraction of its labels that are right, in [0, 1].
+    1 where the class is right (of one logit, class 1 is said where it is above 0), or for float targets where the error
+    is at most ``tolerance``. For a bool target [*N, K] the fraction of its labels that are right, in [0, 1].
 
     masks : bool [S, M] or [S, B, M], the coalitions of the logits; default `coalition_masks` in order
     present : bool [*N, M]. A coalition with nothing present in the sample (in the whole dialogue) is empty too
@@ -412,15 +425,13 @@ def accuracy_values(
     if target.dtype == torch.bool:
         if logits.shape[1:] != target.shape or target.ndim < 2:
             raise ValueError(f"logits: expected [S, {tuple(target.shape)}] for labels, got {tuple(logits.shape)}")
-        values, N = ((logits > 0) == target).to(logits.dtype).mean(-1), target.shape[:-1]
+        N = target.shape[:-1]
     elif target.is_floating_point():
         if logits.shape != (logits.shape[0], *target.shape, 1):
             raise ValueError(f"logits: expected [S, {tuple(target.shape)}, 1] for scores, got {tuple(logits.shape)}")
-        values = ((logits[..., 0] - target).abs() <= tolerance).to(logits.dtype)
-    else:
-        if logits.shape[1:-1] != target.shape:
-            raise ValueError(f"logits: expected [S, {tuple(target.shape)}, K], got {tuple(logits.shape)}")
-        values = (logits.argmax(-1) == target).to(logits.dtype)
+    elif logits.shape[1:-1] != target.shape:
+        raise ValueError(f"logits: expected [S, {tuple(target.shape)}, K], got {tuple(logits.shape)}")
+    values = _right(logits, target, tolerance)
     if empty is not None:
         S, lead = logits.shape[0], len(N)
         if masks is None:

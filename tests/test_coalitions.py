@@ -677,6 +677,11 @@ def test_accuracy_values_by_hand():
     scores = torch.tensor([[0.0], [0.5], [1.4], [1.6]])[:, :, None]
     assert accuracy_values(scores, torch.tensor([1.0])).tolist() == [[0, 1, 1, 0]]
     assert accuracy_values(scores, torch.tensor([1.0]), tolerance=0.4).tolist() == [[0, 0, 1, 0]]
+    one = torch.tensor([[-1.0], [0.5], [-0.5], [2.0]])[:, :, None]  # one logit for two classes, as `prediction_value`
+    assert accuracy_values(one, torch.tensor([1])).tolist() == [[0, 1, 0, 1]]
+    assert accuracy_values(one, torch.tensor([0]), empty=None).tolist() == [[1, 0, 1, 0]]
+    for s in range(4):
+        assert prediction_value(one[s], torch.tensor([1])).item() == float(one[s] > 0)
     with pytest.raises(ValueError, match="logits"):
         accuracy_values(logits, torch.tensor([1.0]))
     with pytest.raises(ValueError, match="logits"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -13,6 +14,7 @@ import torch
 
 from book import paper_tables
 from book.drawings import dear as drawings
+from book.studies import dear as study
 from book.studies import dear_checks, dear_live, dear_main, dear_tables
 from book.studies.dear_main import Main
 from book.studies.dear_tables import paper_gap
@@ -307,6 +309,15 @@ class Tale:
 
     def __len__(self) -> int:
         return 1
+
+
+def test_the_best_setting_is_chosen_on_seeds_that_all_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    main = Main(tmp_path)
+    assert main.best("DEAR") == study.FIXED  # nothing is run
+    first, second, third = study.GRID
+    found = {first: {0: 0.9, 1: 0.1}, second: {0: 0.8}, third: {0: 0.85, 1: 0.2}}
+    monkeypatch.setattr(main, "stored", lambda table: SimpleNamespace(scores=lambda label, condition: found[label[1]]))
+    assert main.best("DEAR") == second
 
 
 def test_noise_for_text_changes_nothing_where_there_is_one_key() -> None:

@@ -1,4 +1,4 @@
-"""Scores of training samples that a frozen model gives once, looked up by the samples' ids in every later step."""
+"""What a frozen model says of training samples, asked once and looked up by the samples' ids in every later step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Precomputes", "ScoreTable"]
 
 
 class ScoreTable(nn.Module):
-    """A row of scores a training sample, empty before `fill`. It is of one split, so it is no part of what is saved."""
+    """A row of what was said of each training sample, empty before `fill`. It is of one split, so it is no part of what is saved."""
 
     scores: Tensor  # [n, ...]
     ids: Tensor  # int64 [n], sorted

@@ -20,9 +20,9 @@ class Presets:
                 self.config = self.configured(preset, options)
 
 
-        class ReleasedMCE(MCE, config=ReleasedMCEConfig, presets={"released": {"rate_norm": "none"}}): ...
+        class ReleasedMCE(MCE, config=ReleasedMCEConfig, presets={"avmnist": {"rate_norm": "none"}}): ...
 
-    ``MCE(backbone, preset="released")`` and ``MCE(backbone, rate_norm="none")`` are then a `ReleasedMCE`: of the
+    ``MCE(backbone, preset="avmnist")`` and ``MCE(backbone, rate_norm="none")`` are then a `ReleasedMCE`: of the
     classes with a ``config``, in the order of their definition, the first that has the preset and takes the options. A
     class has the presets of its bases too. A subclass without a ``config`` takes no part: called by its name, it is
     what it is.

@@ -16,7 +16,7 @@ __all__ = ["Precomputes", "ScoreTable"]
 
 
 class ScoreTable(nn.Module):
-    """A row of what was said of each training sample, empty before `fill`. It is of one split, so it is no part of what is saved."""
+    """What was said of each training sample, empty before `fill`. It is of one split, so no part of what is saved."""
 
     scores: Tensor  # [n, ...]
     ids: Tensor  # int64 [n], sorted

@@ -122,6 +122,7 @@ WORDS: dict[str, tuple[Any, ...]] = {
     "pas_target": ("clipped",),
     "distill_on": ("masked",),
     "encoder": ("tokens", "gru"),
+    "keys": ("available",),
     "space": ("raw",),
     "alignment": ("sinkhorn",),
     "samples": ("subsampled", "present"),
@@ -228,7 +229,7 @@ def test_a_longer_run_goes_on_to_the_bit_and_no_other_option_does(name: str, tmp
         with pytest.raises(ValueError, match=rf"run\.pt was written by another configuration \(.*\b{option}\b"):
             train(name, other, 1, path)
     # Of these the data and the net allow one value alone.
-    assert set(unknown) <= {"vocabulary", "freeze_text", "kernels_only"}
+    assert set(unknown) <= {"vocabulary", "freeze_text", "input", "kernels_only"}
     assert path.read_bytes() == stored
 
     for again in [build(name, seed=7), first]:  # a new one, or the one that was trained

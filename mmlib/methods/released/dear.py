@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ...batch import MultimodalBatch, Output
 from ...checks import RATE, Flag, Is, OneOf, Several, Text, Whole, option
-from ...layers import TransformerLayer, full, masked_mean, same_draw
+from ...layers import TransformerLayer, full, kept_modalities, masked_mean, same_draw
 from ...losses import task_loss
 from ..dear import (
     DEAR,
@@ -213,9 +213,7 @@ class OtherDEAR(DEAR, config=OtherDEARConfig, presets={"table8": {"encoder": "to
 
     def forward(self, batch: MultimodalBatch) -> Output:
         if self.training and self.config.modality_dropout:
-            keep = torch.rand(batch.present.shape, device=batch.device) >= self.config.modality_dropout
-            kept = batch.present & keep
-            kept = torch.where(kept.any(-1, keepdim=True), kept, batch.present)
+            kept = kept_modalities(batch.present, self.config.modality_dropout)
             batch = batch.drop(present=kept, keep_complete=True)
         return super().forward(batch)
 
